@@ -1,0 +1,50 @@
+"""Losses and divergences of logits, one number per example; reduction is the caller's.
+
+Logits have shape (B, K), labels (B,), results (B,). Logits of half precision are taken to float32
+first: in bfloat16 a margin of 0.01 between logits of size 10 does not exist.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y, at least 0. Its gradient is 0 in float32 once the margin exceeds 17 nats or so."""
+    return F.cross_entropy(_wide(logits), y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j != y} z_j - z_y: positive exactly where another class wins. Needs K >= 2."""
+    return _margin(_wide(logits), y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020, https://arxiv.org/abs/2003.01690, eq. 6).
+
+    The margin over the distance of the first from the third largest logit: invariant to shift
+    and scale of the logits; in [-1, 0] while y wins, positive otherwise. ValueError for K < 3.
+    """
+    if logits.shape[1] < 3:
+        raise ValueError(
+            f"dlr needs three classes, the model returns {logits.shape[1]} logits. Use margin."
+        )
+    wide = _wide(logits)
+    top = wide.topk(3, dim=1).values
+    return _margin(wide, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """KL(p || q) of the two softmax distributions, in nats, at least 0 up to rounding."""
+    p, q = F.log_softmax(_wide(p_logits), dim=1), F.log_softmax(_wide(q_logits), dim=1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    label = y.unsqueeze(1)
+    others = logits.scatter(1, label, -torch.inf)
+    return others.max(1).values - logits.gather(1, label).squeeze(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
