@@ -1,0 +1,43 @@
+"""Which of many points an attack returns: per example the first that fools, else the best gain.
+
+A point that fools is never given up for one of higher gain: a fooled example may have a
+cross-entropy of log 2 and one that stands nearly log K. Logits that are not finite fool nobody.
+"""
+
+import torch
+from torch import Tensor
+
+from advtrain.types import Classifier
+
+
+class Watched:
+    """A classifier that remembers the logits of its last call."""
+
+    def __init__(self, model: Classifier) -> None:
+        self.model = model
+        self.logits = torch.empty(0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        self.logits = logits.detach()
+        return logits
+
+
+class Best:
+    """The choice so far, `x`; the clean images before any offer. No host synchronisation."""
+
+    def __init__(self, x: Tensor, y: Tensor, *, targeted: bool) -> None:
+        self.x = x
+        self.y = y
+        self.targeted = targeted
+        self.gain = torch.full(y.shape, -torch.inf, device=x.device)
+        self.fooled = torch.zeros_like(y, dtype=torch.bool)
+
+    def offer(self, x_adv: Tensor, gain: Tensor, logits: Tensor) -> None:
+        """Take `x_adv` (B, ...) where it is better; `gain` (B,) and `logits` (B, K) are its own."""
+        hit = (logits.argmax(1) == self.y) == self.targeted
+        fooled = hit & torch.isfinite(logits).all(1)
+        better = ~self.fooled & (fooled | (gain > self.gain))
+        self.x = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, self.x)
+        self.gain = torch.where(better, gain, self.gain)
+        self.fooled |= fooled
