@@ -1,0 +1,75 @@
+"""Small convolutional networks for small images: ours, and the one of "Fast is better than free".
+
+`mnist_cnn` is the MNIST network of fast_adversarial (Wong et al. 2020,
+https://arxiv.org/abs/2001.03994). Networks for MNIST that go by similar names:
+
+| file | parameters | |
+| --- | --- | --- |
+| fast_adversarial | 166,406 | two 4x4 convolutions of stride 2; followed here |
+| TRADES SmallCNN | 312,202 | four 3x3 convolutions, two pools, dropout; not offered |
+| Madry MNIST | 3,274,634 | two 5x5 convolutions, two pools; not offered |
+"""
+
+from collections.abc import Sequence
+from math import log2
+
+from torch import nn
+
+from advtrain.models.network import Network, normalisation
+
+
+def small_cnn(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Network:
+    """3x3 convolutions with batch norm, halving the image down to 4 by 4; then one linear layer.
+
+    One convolution of 32 channels at full resolution, then one of 64 and stride 2 per halving: two
+    convolutions for 8x8, three for 28x28, four for 32x32. No dropout. PyTorch's initialisation.
+    """
+    halvings = max(1, int(log2(min(shape[1:]) / 4)))
+    layers = convolution(shape[0], 32, 1)
+    for index in range(halvings):
+        layers += convolution(32 if index == 0 else 64, 64, 2)
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    head = nn.Linear(64 * 4 * 4, classes)
+    return Network(normalisation(shape[0], mean, std), body, head, accepts=(shape[0], None, None))
+
+
+def convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    """3x3 convolution, batch norm, ReLU."""
+    kernel = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return [kernel, nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+def mnist_cnn(
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Network:
+    """Two 4x4 convolutions of stride 2, 16 and 32 wide, a layer of 100, a head; no batch norm.
+
+    The first linear layer is as wide as this image size asks for (1,568 at 28x28), so the network
+    takes no other size. Raises ValueError for images below 4 by 4.
+    """
+    channels, height, width = shape
+    if min(height, width) < 4:
+        raise ValueError(f"mnist_cnn halves the image twice; {height} by {width} is too small.")
+    body = nn.Sequential(
+        nn.Conv2d(channels, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 100),
+        nn.ReLU(),
+    )
+    head = nn.Linear(100, classes)
+    return Network(
+        normalisation(channels, mean, std), body, head, accepts=(channels, height, width)
+    )

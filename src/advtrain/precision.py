@@ -1,0 +1,119 @@
+"""Computing in bfloat16 without rounding what an attack works on.
+
+Pixels near 1 are 1/256 apart in bfloat16, about a pixel value: a perturbation of 0.001 is rounded
+away, and a step of 2/255 becomes two steps of the number format. So the images, all that comes
+before the first layer, the first layer and the last stay in float32; layers between run under
+autocast. The first layer's output is rounded, to keep the activations that follow small.
+
+The methods are replaced on the instance, not wrapped in hooks: `with` leaves autocast whatever
+is raised, the compiler can trace it, and copies get methods bound to themselves.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+Method = Callable[..., Tensor]
+
+FLAG = "low_dtype"  # of a model: the dtype of its inner layers, or None for full precision
+
+
+def low_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Make `model` compute its inner layers in `dtype`, in place; returns the same object.
+
+    Images come in and logits (and `features`, where there is such a method) go out in float32;
+    parameters, buffers, gradients and the keys of the state dict are untouched. First and last
+    are the convolutions or linear layers registered first and last. Doing it twice sets the
+    dtype anew.
+    Raises ValueError when the model has no such layer, and at the call when the first one gets
+    rounded input, because a layer registered later ran before it.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, _ConvNd | nn.Linear)]
+    if not layers:
+        raise ValueError(
+            f"precision=bf16 keeps the first layer in float32, and {type(model).__name__} has no "
+            "convolution or linear layer. Use precision=fp32."
+        )
+    if not hasattr(model, FLAG):
+        replace(model, "forward", lowered)
+        if hasattr(model, "features") and callable(model.features):
+            replace(model, "features", lowered)
+        replace(layers[-1], "forward", last)
+        if layers[0] is not layers[-1]:
+            replace(layers[0], "forward", first)
+    setattr(model, FLAG, dtype)
+    return model
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block `model` computes in float32, as every verdict must; others go on."""
+    before = getattr(model, FLAG, None)
+    if before is None:
+        yield model
+        return
+    setattr(model, FLAG, None)
+    try:
+        yield model
+    finally:
+        setattr(model, FLAG, before)
+
+
+def replace(module: nn.Module, name: str, change: Callable[[Method], Method]) -> None:
+    """Put `change` of a module's method in its place, bound so that copies bind their own."""
+    module.__dict__[name] = MethodType(change(getattr(module, name).__func__), module)
+
+
+def lowered(method: Method) -> Method:
+    """`method` of a model under autocast, its result in float32."""
+
+    @wraps(method)
+    def run(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = getattr(self, FLAG)
+        if dtype is None:
+            return method(self, x, *args, **kwargs)
+        # Without the cache: a cast made while weights are frozen would be used to train them.
+        with torch.autocast(x.device.type, dtype=dtype, cache_enabled=False):
+            return method(self, x, *args, **kwargs).float()
+
+    return run
+
+
+def first(method: Method) -> Method:
+    """`method` of the first layer, in float32, its result rounded to autocast's dtype."""
+
+    @wraps(method)
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return method(self, x)
+        if x.dtype.itemsize < 4:
+            raise ValueError(
+                f"precision=bf16 keeps the first layer, {self}, in float32, but it got {x.dtype}: "
+                "a layer registered after it ran before it. Register it first in the model, or "
+                "use precision=fp32."
+            )
+        with torch.autocast(kind, enabled=False):
+            return method(self, x).to(torch.get_autocast_dtype(kind))
+
+    return run
+
+
+def last(method: Method) -> Method:
+    """`method` of the last layer, in float32, so that logits have all their digits."""
+
+    @wraps(method)
+    def run(self: nn.Module, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return method(self, x)
+        with torch.autocast(kind, enabled=False):
+            return method(self, x.float())
+
+    return run
