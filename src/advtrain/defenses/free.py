@@ -1,0 +1,77 @@
+"""Free adversarial training (Shafahi et al. 2019, https://arxiv.org/abs/1904.12843, algorithm 1).
+
+The backward pass of an update also gives the gradient of the loss with respect to the perturbation
+delta; delta <- the ball's nearest point to delta + step_size * direction, before the next update.
+Each batch comes `dataset.replays` times (m in the paper) from the loader: to the trainer they are m
+steps, and schedules count steps. E epochs of Free-m make E * m passes over the data, so the paper
+divides its epochs by m.
+
+delta is never reset: row i meets the i-th image of batch after batch, a short batch uses and moves
+its first rows. It is confined to the ball alone; the box acts on x + delta, within the graph, so a
+pixel that leaves the box sends delta no gradient. With an l2 threat the direction is the gradient
+at unit length, which the paper leaves open.
+"""
+
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from advtrain.defenses.base import Defense, accuracy
+from advtrain.functional import cross_entropy
+from advtrain.ranges import Positive
+from advtrain.threat import Ball
+from advtrain.types import Logs, Moment, Threat
+
+
+class Warm(NamedTuple):
+    """Images, the perturbation that they start from (a leaf that wants a gradient), labels."""
+
+    x: Tensor
+    delta: Tensor
+    y: Tensor
+
+
+@dataclass
+class Free(Defense):
+    """`step_size` in pixels of [0, 1]; the paper's is eps."""
+
+    threat: Threat
+    step_size: Positive
+    delta: Tensor | None = field(init=False, default=None, repr=False)
+    leaf: Tensor | None = field(init=False, default=None, repr=False)
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Warm:
+        self.ascend()
+        delta = x[:0] if self.delta is None else self.delta.to(x.device)
+        unseen = torch.zeros_like(x[len(delta) :])
+        self.delta = torch.cat([delta, unseen]) if len(unseen) else delta
+        self.leaf = self.delta[: len(x)].clone().requires_grad_()
+        return Warm(x, self.leaf, y)
+
+    def loss(self, model: nn.Module, parcel: Warm) -> tuple[Tensor, Logs]:
+        logits = model((parcel.x + parcel.delta).clamp(0, 1))
+        loss = cross_entropy(logits, parcel.y).mean()
+        return loss, {"acc": accuracy(logits, parcel.y)}
+
+    def ascend(self) -> None:
+        """Spend the gradient that the last backward pass left on the perturbation, if any."""
+        if self.delta is not None and self.leaf is not None and self.leaf.grad is not None:
+            moved = self.leaf.detach() + self.step_size * self.threat.steepest(self.leaf.grad)
+            self.delta[: len(moved)] = self._ball().project(moved, torch.zeros_like(moved))
+        self.leaf = None
+
+    def _ball(self) -> Ball:
+        """The threat without the box, which acts on x + delta in the loss."""
+        assert isinstance(self.threat, Ball)
+        return replace(self.threat, low=-inf, high=inf)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The perturbation after its pending ascent: spent now or at the next batch, the same."""
+        self.ascend()
+        return {"delta": self.delta}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.delta, self.leaf = state["delta"], None

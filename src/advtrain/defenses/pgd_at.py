@@ -1,0 +1,34 @@
+"""Adversarial training (Madry et al. 2018, https://arxiv.org/abs/1706.06083, eq. 2.1).
+
+min over weights of E max over ||d|| <= eps of CE(f(x + d), y), the maximum by any attack: with one
+step it is FGSM, R-FGSM or Fast adversarial training, by configuration alone.
+
+Differs: the attack sees the network in evaluation mode, so its passes leave the running statistics
+alone; Rice et al. 2020 and Wong et al. 2020 attack in training mode (`craft_mode: train`). Madry's
+MNIST code descends on the sum of the batch, here on its mean.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from advtrain.defenses.base import Defense, Pair, accuracy
+from advtrain.functional import cross_entropy
+from advtrain.types import Attack, Logs, Moment
+
+
+@dataclass
+class PgdAt(Defense):
+    """Cross-entropy on adversarial examples alone."""
+
+    attack: Attack
+    craft_mode: Literal["eval", "train"]
+
+    def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Pair:
+        return Pair(x, self.attack(model, x, y), y)
+
+    def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
+        logits = model(parcel.x_adv)
+        loss = cross_entropy(logits, parcel.y).mean()
+        return loss, {"acc": accuracy(logits, parcel.y)}
