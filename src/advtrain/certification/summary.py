@@ -1,0 +1,81 @@
+"""The numbers of a certification: `certified` in results.json, from certificates alone.
+
+Certified accuracy at radius r: the share of examples with the right class and a radius of at least
+r, abstentions counting as wrong (Cohen et al. 2019). ACR, the average certified radius: the mean
+over all examples of the radius where the class is right, else 0 (Zhai et al. 2020).
+"""
+
+from collections.abc import Sequence
+from math import floor, fsum
+from typing import TypedDict
+
+from advtrain.certification.bounds import largest_radius
+from advtrain.certification.log import Certificate
+
+STEP = 0.25  # of the default radii, as in the paper's tables
+
+
+class Summary(TypedDict):
+    """accuracy, accuracy_at_radius and abstain are fractions of `examples`; radii are l2."""
+
+    sigma: float
+    n0: int
+    n: int
+    alpha: float
+    examples: int
+    accuracy: float
+    acr: float
+    accuracy_at_radius: dict[str, float]
+    abstain: float
+
+
+def summarise(
+    certificates: Sequence[Certificate],
+    *,
+    sigma: float,
+    n0: int,
+    n: int,
+    alpha: float,
+    radii: Sequence[float] | None = None,
+) -> Summary:
+    """The summary of certificates that were all made with `sigma`, `n0`, `n` and `alpha`.
+
+    Without `radii`, those of `default_radii`. accuracy is the one at radius 0. Each certificate
+    holds with probability at least 1 - alpha, so up to a share alpha of them may be expected
+    not to.
+
+    ValueError: no certificates; the same image twice.
+    """
+    examples = len(certificates)
+    if examples == 0:
+        raise ValueError("there are no certificates to summarise. Certify at least one example.")
+    if len({each.index for each in certificates}) < examples:
+        raise ValueError("an image was certified twice; keep one certificate of each index.")
+    certified = [each.radius for each in certificates if each.correct]
+    if radii is None:
+        radii = default_radii(sigma, n, alpha)
+    return Summary(
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        examples=examples,
+        accuracy=len(certified) / examples,
+        acr=fsum(certified) / examples,
+        accuracy_at_radius={
+            name(radius): sum(each >= radius for each in certified) / examples for radius in radii
+        },
+        abstain=sum(each.prediction == -1 for each in certificates) / examples,
+    )
+
+
+def default_radii(sigma: float, n: int, alpha: float) -> list[float]:
+    """Steps of 0.25 up to the largest radius that `n` draws can certify, and at least up to 1."""
+    steps = max(4, floor(largest_radius(sigma, n, alpha) / STEP))
+    return [STEP * step for step in range(1, steps + 1)]
+
+
+def name(radius: float) -> str:
+    """The key of a radius: two decimals, more where it has more (0.25, 0.50, 0.125)."""
+    short = f"{radius:.2f}"
+    return short if float(short) == radius else f"{radius:g}"
