@@ -1,0 +1,123 @@
+"""Runs to configurations: what differs in the seed alone is one row, named by what differs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from advtrain.reporting.records import Run
+from advtrain.reporting.wording import fraction
+
+# What a run is called and where it runs, not what it computes.
+IGNORED = {"name", "device", "resume", "logger", "hydra", "directory", "output", "out"}
+IGNORED_KEYS = {"dataset.root", "dataset.download"}
+CHOICES = ("row", "defense", "model", "dataset", "descent", "average", "penalty", "experiment")
+DEFAULTS = {"descent": "plain", "average": "last", "penalty": "none"}
+
+
+def fold(runs: Sequence[Run]) -> list[list[Run]]:
+    """Groups of runs with the same configuration up to the seed, in the order of appearance.
+
+    Runs that did not finish stand alone, so that each is told with its reason. Of two runs with
+    the same seed too, the later one counts: a repetition is no further sample.
+    """
+    groups: dict[tuple[Any, ...], dict[Any, Run]] = {}
+    for run in runs:
+        alone = () if run.state == "done" and run.rows else (str(run.directory),)
+        seeds = groups.setdefault((_identity(run), alone), {})
+        seeds[run.seed if run.seed is not None else str(run.directory)] = run
+    return [list(seeds.values()) for seeds in groups.values()]
+
+
+def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """One name per group, out of what differs between the groups; all names are distinct."""
+    if len({_identity(group[0]) for group in groups}) == 1:
+        return _distinct([_whole(group[0]) for group in groups], groups)
+    parts = [_parts(group[0]) for group in groups]
+    keys = list(dict.fromkeys(key for part in parts for key in part))
+    keys.sort(key=lambda key: CHOICES.index(key) if key in CHOICES else len(CHOICES))
+    flat = [_flat(group[0].config) for group in groups]
+    values = {
+        key: [part.get(key, known.get(key, "")) for part, known in zip(parts, flat, strict=True)]
+        for key in keys
+    }
+    told = [key for key in keys if len(set(values[key])) > 1]
+    if "row" in told:
+        told = [key for key in told if key == "row" or not _follows(values[key], values["row"])]
+    names = []
+    for i, group in enumerate(groups):
+        mine = {key: values[key][i] for key in told if values[key][i]}
+        short = {key: value for key, value in mine.items() if DEFAULTS.get(key) != value}
+        names.append(
+            " · ".join(_told(k, v) for k, v in (short or mine).items()) or _whole(group[0])
+        )
+    return _distinct(names, groups)
+
+
+def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Add to equal names what tells their configurations apart, or else the run's folder."""
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        flat = {i: _flat(groups[i][0].config) for i in same}
+        keys = dict.fromkeys(key for known in flat.values() for key in known)
+        apart = [key for key in keys if len({flat[i].get(key) for i in same}) > 1]
+        apart = sorted((k for k in apart if "_target_" not in k), key=lambda k: k.count("."))[:3]
+        for i in same:
+            more = [_told(key, flat[i].get(key, "")) for key in apart]
+            seed = groups[i][0].seed
+            unfinished = groups[i][0].state != "done" and seed is not None
+            names[i] = " · ".join([name, *more, *([f"seed={seed}"] if unfinished else [])])
+    for i, name in enumerate(names):
+        if names.count(name) > 1:
+            names[i] = f"{name} ({groups[i][0].directory.name})"
+    return [name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names)]
+
+
+def _identity(run: Run) -> tuple[Any, ...]:
+    known = _flat(run.config) if run.config else _parts(run)
+    ends = tuple(sorted((k, v) for k, v in known.items() if k.rpartition(".")[2] != "seed"))
+    return ends or (run.dataset, run.model, run.defense, run.norm, run.eps, run.checkpoint)
+
+
+def _whole(run: Run) -> str:
+    words = [run.choices.get("row", ""), run.defense, run.model, run.dataset]
+    return " · ".join(word for word in words if word) or run.name
+
+
+def _parts(run: Run) -> dict[str, str]:
+    """What was chosen: groups by name, then single keys of the command line."""
+    parts = {"defense": run.defense, "model": run.model, "dataset": run.dataset}
+    parts |= {k: v for k, v in run.choices.items() if not k.startswith("hydra")}
+    if run.eps is not None and not run.config:
+        parts["threat.eps"] = fraction(run.eps)
+    for word in run.overrides:
+        key, equals, value = word.lstrip("+~").partition("=")
+        if equals and key not in parts:
+            parts[key] = value
+    if isinstance(run.config.get("row"), str):
+        parts["row"] = run.config["row"]
+    return {key: value for key, value in parts.items() if value and _counts(key)}
+
+
+def _told(key: str, value: str) -> str:
+    return value if key in CHOICES else f"{key}={value}"
+
+
+def _follows(values: Iterable[str], leader: Iterable[str]) -> bool:
+    """Whether `leader` decides `values`."""
+    seen: dict[str, str] = {}
+    return all(seen.setdefault(a, b) == b for a, b in zip(leader, values, strict=True))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{path}.")
+        elif _counts(path):
+            flat[path] = str(value)
+    return flat
+
+
+def _counts(key: str) -> bool:
+    top, last = key.partition(".")[0], key.rpartition(".")[2]
+    return top not in IGNORED and key not in IGNORED_KEYS and last != "seed"

@@ -1,0 +1,192 @@
+"""The report: one HTML page that needs nothing beside itself, from records alone."""
+
+import base64
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from advtrain.reporting import formats, wording
+from advtrain.reporting.records import Run
+from advtrain.reporting.tables import Table, general_notes, row_notes, title
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_ENTRIES = 300
+PICTURES = {
+    "curves": ("wide", "Losses and accuracies over the epochs."),
+    "accuracy": ("narrow", "Accuracy by attack."),
+    "certified": ("narrow", "Share of the examples that are certified correct, by radius."),
+    "examples": ("photo", "Clean images, adversarial ones, and the difference, enlarged."),
+    "robust_curves": ("narrow", "Accuracy under attack on the validation set over the epochs."),
+    "certified_curves": ("narrow", "Certified accuracy by radius."),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str
+    kind: str
+    caption: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    label: str
+    words: str
+    link: str
+    place: str
+    run: Run
+    general: list[Any]
+    command: str
+
+
+def run_page(run: Run, plots: Iterable[Path]) -> str:
+    """The report of one run, with those of `plots` (PNG files) that can be read."""
+    return _render(
+        "run.html",
+        heading=run.name,
+        facts=_facts(run),
+        run=run,
+        general=general_notes(run),
+        tiles=_tiles(run),
+        pictures=_pictures(plots),
+        command=command(run),
+    )
+
+
+def set_page(
+    heading: str, table: Table, runs: Sequence[Run], plots: Iterable[Path], out: Path
+) -> str:
+    """The report of a set of runs; links to the single ones are relative to the folder `out`."""
+    named = {id(run): line.label for line in table.lines for run in line.runs}
+    entries = [_entry(run, named.get(id(run), run.name), out) for run in runs[:MAX_ENTRIES]]
+    seeds = len({line.label for line in table.lines})
+    facts = [
+        f"{seeds} configuration{'s' * (seeds != 1)}",
+        f"{len(runs)} run{'s' * (len(runs) != 1)}",
+    ]
+    for words in ({r.dataset for r in runs}, {r.model for r in runs}):
+        facts += words if len(words) == 1 and "" not in words else []
+    return _render(
+        "set.html",
+        heading=heading,
+        facts=facts,
+        table=table,
+        runs=runs,
+        failed=[run for run in runs if run.state != "done"],
+        caption=formats.caption(table),
+        pictures=_pictures(plots),
+        entries=entries,
+    )
+
+
+def command(run: Run) -> str:
+    """The command line that makes this run again."""
+    words = list(run.overrides)
+    if not words:
+        words = [f"{key}={value}" for key, value in run.choices.items() if "/" not in key]
+        words += [f"seed={run.seed}"] if run.seed else []
+    return shlex.join(["advtrain", *words])
+
+
+def _entry(run: Run, label: str, out: Path) -> Entry:
+    page = run.directory / "report.html"
+    place = os.path.relpath(page if page.is_file() else run.directory, out.resolve())
+    words = [f"seed {run.seed}"] if run.seed is not None else []
+    words += [run.state] if run.state != "done" else []
+    general = general_notes(run)
+    told = len(run.notes)
+    words += [f"{told} warning{'s' * (told != 1)}"] if told else []
+    return Entry(label, ", ".join(words), quote(place), place, run, general, command(run))
+
+
+def _facts(run: Run) -> list[str]:
+    seed = f"seed {run.seed}" if run.seed is not None else ""
+    chosen = f" (chosen on {run.selected_on})" if run.selected_on else ""
+    checkpoint = f"checkpoint {run.checkpoint}{chosen}" if run.checkpoint else ""
+    model = run.model
+    if run.parameters:
+        model += f", {wording.count(run.parameters)} parameters"
+    facts = [run.dataset, model, run.defense, formats.eps_text(run), seed, checkpoint]
+    return [fact for fact in facts if fact]
+
+
+def _tiles(run: Run) -> list[Tile]:
+    tiles = []
+    for row in [row for row in run.rows if row.name == "clean"][:1]:
+        view = f", {row.view}" if len(run.views) > 1 else ""
+        text = f"{wording.percent(row.accuracy, 1)} %"
+        tiles.append(Tile(f"clean{view}", text, _interval(row)))
+    for norm, value in list(run.worst_case.items())[:2]:
+        eps = f"eps {wording.fraction(run.eps)}" if norm == run.norm and run.eps else "per example"
+        tiles.append(Tile(f"worst case, {norm}", f"{wording.percent(value, 1)} %", eps))
+    found = run.certified
+    if found is not None and found.acr is not None:
+        sigma = f", sigma {found.sigma:g}" if found.sigma is not None else ""
+        tiles.append(Tile("certified radius", f"{found.acr:.3f}", f"average{sigma}"))
+    sizes = sorted({row.n for row in run.rows if row.n is not None})
+    if sizes:
+        text = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        tiles.append(Tile("examples", text, f"{run.split} set" if run.split else ""))
+    if run.seconds is not None:
+        tiles.append(Tile("time", wording.duration(run.seconds), run.environment.get("device", "")))
+    return tiles
+
+
+def _interval(row: Any) -> str:
+    if row.low is None:
+        return ""
+    return f"{wording.percent(row.low, 1)} to {wording.percent(row.high, 1)}"
+
+
+def _pictures(plots: Iterable[Path]) -> list[Picture]:
+    pictures = []
+    for path in plots:
+        if path.stem in PICTURES and path.is_file():
+            kind, words = PICTURES[path.stem]
+            content = base64.b64encode(path.read_bytes()).decode()
+            pictures.append(Picture(path.stem, kind, words, content))
+    return pictures
+
+
+def _plain(config: dict[str, Any]) -> str:
+    import yaml  # type: ignore[import-untyped]
+
+    return str(yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _render(name: str, **values: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    pages = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    pages.filters |= {
+        "percent": wording.percent,
+        "count": wording.count,
+        "duration": wording.duration,
+        "settings": wording.settings,
+        "plain": _plain,
+        "title": title,
+        "row_notes": row_notes,
+        "value_text": formats.value_text,
+        "spread_text": formats.spread_text,
+    }
+    style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    pages.globals |= {"dash": wording.DASH, "style": style}
+    return pages.get_template(name).render(**values)

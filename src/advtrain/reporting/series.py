@@ -1,0 +1,86 @@
+"""The raw material of the plots: certificates example by example, and adversarial examples."""
+
+import csv
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_CERTIFICATES = 1_000_000
+MAX_TSV = 256 << 20
+MAX_IMAGES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Examples:
+    """`clean`, `adversarial`: numpy, float in [0, 1], (N, H, W, C); the rest one text each."""
+
+    clean: Any
+    adversarial: Any
+    labels: list[str]
+    predicted_clean: list[str]
+    predicted_adversarial: list[str]
+    row: str
+
+
+def read_radii(directory: Path) -> list[float]:
+    """The certified radius of each example in certify.tsv; -1 where the prediction is wrong.
+
+    Empty when there is no such file. Lines that are damaged, as the last one after a power cut,
+    are left out.
+    """
+    path = directory / "certify.tsv"
+    if not path.is_file() or path.stat().st_size > MAX_TSV:
+        return []
+    radii: dict[str, float] = {}
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        for entry in csv.DictReader(lines, delimiter="\t"):
+            try:
+                radius, correct = float(entry["radius"]), int(entry["correct"])
+            except (KeyError, TypeError, ValueError):
+                continue
+            radii[str(entry.get("idx"))] = radius if correct == 1 and radius >= 0 else -1.0
+            if len(radii) >= MAX_CERTIFICATES:
+                break
+    return list(radii.values())
+
+
+def read_examples(directory: Path) -> Examples | None:
+    """The pictures in examples.npz; None where there are none. Raises ValueError when damaged."""
+    import numpy as np
+
+    path = directory / "examples.npz"
+    if not path.is_file():
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MAX_IMAGES:
+                raise ValueError(f"examples.npz holds more than {MAX_IMAGES >> 20} MiB")
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        clean, adversarial = _images(found["clean"]), _images(found["adversarial"])
+        if clean.shape != adversarial.shape or not len(clean):
+            raise ValueError("examples.npz: clean and adversarial images do not match")
+        names = [str(word) for word in found.get("classes", found.get("class_names", []))]
+
+        def words(key: str) -> list[str]:
+            indices = [int(index) for index in found[key].reshape(-1)[: len(clean)]]
+            return [names[i] if 0 <= i < len(names) else str(i) for i in indices]
+
+        row = str(found.get("row", found.get("row_name", found.get("name", ""))))
+        texts = words("labels"), words("predicted_clean"), words("predicted_adversarial")
+    except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"examples.npz is damaged: {error}") from error
+    if any(len(text) != len(clean) for text in texts):
+        raise ValueError("examples.npz: labels or predictions are missing")
+    return Examples(clean, adversarial, *texts, row=row)
+
+
+def _images(array: Any) -> Any:
+    """(N, C, H, W), bytes or floats, to (N, H, W, C) floats in [0, 1]."""
+    import numpy as np
+
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(f"examples.npz: images have shape {array.shape}, not (N, 1 or 3, H, W)")
+    scaled = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+    return np.clip(scaled, 0, 1).transpose(0, 2, 3, 1)

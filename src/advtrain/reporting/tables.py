@@ -1,0 +1,225 @@
+"""The accuracy table of a set of runs, as values: a line per configuration, a column per measure.
+
+Cells hold fractions; how they look is the business of `formats` and of the page.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from advtrain.reporting.folding import fold, labels
+from advtrain.reporting.records import Note, Row, Run
+from advtrain.reporting.wording import fraction, settings
+
+EVERY_VIEW = "all views"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`value` is a fraction, or a radius in the column acr. One run has an interval, more a std."""
+
+    value: float
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    std: float | None = None
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """`key` names it in table.csv; `detail` says how strong the attack was, where all agree."""
+
+    key: str
+    detail: str = ""
+    n: int | None = None
+
+    @property
+    def is_radius(self) -> bool:
+        return self.key == "acr"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A configuration under one view. `error` says why there are no numbers."""
+
+    label: str
+    view: str
+    runs: tuple[Run, ...]
+    cells: dict[str, Cell]
+    published: dict[str, float]
+    state: str = "done"
+    error: str = ""
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: tuple[Column, ...]
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+
+    def best(self, key: str) -> float | None:
+        """The largest value of a column, to be marked; None where nothing is compared."""
+        values = [line.cells[key].value for line in self.lines if key in line.cells]
+        return max(values) if len(values) > 1 else None
+
+    @property
+    def n(self) -> int | None:
+        """The number of examples behind every cell, if it is the same."""
+        sizes = {c.n for line in self.lines for c in line.cells.values() if c.n is not None}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def size_shown(self, column: Column, cell: Cell) -> int | None:
+        """n of a cell where neither the caption nor the heading of the column tells it."""
+        return None if self.n is not None or column.n is not None else cell.n
+
+    @property
+    def has_views(self) -> bool:
+        return any(line.view not in ("identity", "") for line in self.lines)
+
+    @property
+    def has_seeds(self) -> bool:
+        return any(line.seeds > 1 for line in self.lines)
+
+    @property
+    def has_published(self) -> bool:
+        return any(line.published for line in self.lines)
+
+
+def accuracy_table(runs: Sequence[Run]) -> Table:
+    """The table of `runs`; configurations that differ only in the seed are one line."""
+    groups = fold(runs)
+    lines: list[Line] = []
+    for group, label in zip(groups, labels(groups), strict=True) if groups else ():
+        lines += _lines(group, label)
+    keys = _columns(runs)
+    columns = tuple(_column(key, runs, lines) for key in keys)
+    return Table(columns, tuple(lines), tuple(_repetitions(runs, groups)))
+
+
+def _lines(group: Sequence[Run], label: str) -> list[Line]:
+    first = group[0]
+    reason = "" if first.state == "done" else f"{first.state}: {first.error or 'no reason given'}"
+    if first.state == "done" and not first.rows and first.certified is None:
+        reason = "not evaluated"
+    views = tuple(dict.fromkeys(view for run in group for view in run.views))
+    shared = [_shared(run) for run in group]
+    lines = []
+    for view in views:
+        parts = [
+            _measured(run, view) | (shared[i] if len(views) == 1 else {})
+            for i, run in enumerate(group)
+        ]
+        published = _published(first, view, len(views) == 1)
+        lines.append(Line(label, view, tuple(group), _merge(parts), published, first.state, reason))
+    if len(views) != 1:
+        cells = _merge(shared)
+        if cells or not views:
+            view = EVERY_VIEW if views else ""
+            lines.append(Line(label, view, tuple(group), cells, {}, first.state, reason))
+    return lines
+
+
+def _measured(run: Run, view: str) -> dict[str, Cell]:
+    rows = [row for row in run.rows if row.view == view]
+    return {row.name: Cell(row.accuracy, row.n, row.low, row.high) for row in rows}
+
+
+def _shared(run: Run) -> dict[str, Cell]:
+    """What belongs to a run and not to a view of it: the worst case and the certificate."""
+    cells = {f"worst_{norm}": Cell(value) for norm, value in run.worst_case.items()}
+    found = run.certified
+    if found is not None:
+        if found.accuracy is not None:
+            cells["certified"] = Cell(found.accuracy, found.examples)
+        for radius, value in found.at_radius.items():
+            cells[f"certified_{radius:.2f}"] = Cell(value, found.examples)
+        if found.acr is not None:
+            cells["acr"] = Cell(found.acr, found.examples)
+    return cells
+
+
+def _merge(parts: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
+    """Mean and sample standard deviation over seeds; one run keeps its own interval."""
+    merged = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        cells = [part[key] for part in parts if key in part]
+        if len(cells) == 1:
+            merged[key] = cells[0]
+            continue
+        values = [cell.value for cell in cells]
+        sizes = {cell.n for cell in cells}
+        n = sizes.pop() if len(sizes) == 1 else None
+        merged[key] = Cell(fmean(values), n, std=stdev(values), seeds=len(cells))
+    return merged
+
+
+def _published(run: Run, view: str, only: bool) -> dict[str, float]:
+    """A paper's values for this line: keyed by column, or by column@view where there are views."""
+    here = {k.rpartition("@")[0]: v for k, v in run.published.items() if k.endswith(f"@{view}")}
+    plain = {key: value for key, value in run.published.items() if "@" not in key}
+    return (plain | here) if only or view == "identity" else here
+
+
+def _columns(runs: Iterable[Run]) -> list[str]:
+    """Attacks in the order of the evaluation, worst cases, certificates by radius."""
+    attacks: list[str] = []
+    shared: dict[str, None] = {}
+    for run in runs:
+        place = 0
+        for row in run.rows:
+            if row.name not in attacks:
+                attacks.insert(place, row.name)
+            place = attacks.index(row.name) + 1
+        shared |= dict.fromkeys(_shared(run))
+    worst = [key for key in shared if key.startswith("worst_")]
+    certified = sorted(key for key in shared if key.startswith("certified"))
+    return [*attacks, *worst, *certified, *(["acr"] if "acr" in shared else [])]
+
+
+def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:
+    measured: list[Row] = [row for run in runs for row in run.rows if row.name == key]
+    details = {settings(row) for row in measured}
+    radii = {fraction(run.eps) for run in runs if f"worst_{run.norm}" == key}
+    detail = details.pop() if len(details) == 1 else ""
+    if key.startswith("worst_"):
+        detail = "per example" + (f", {radii.pop()}" if len(radii) == 1 else "")
+    sizes = {line.cells[key].n for line in lines if key in line.cells}
+    return Column(key, detail, sizes.pop() if len(sizes) == 1 else None)
+
+
+def _repetitions(runs: Sequence[Run], groups: Sequence[Sequence[Run]]) -> Iterable[str]:
+    left_out = len(runs) - sum(len(group) for group in groups)
+    if left_out:
+        yield f"{left_out} run(s) repeat a configuration and a seed; the later one counts."
+
+
+def title(key: str) -> str:
+    """The heading of a column: `certified r=0.25` for certified_0.25."""
+    if key.startswith("worst_"):
+        return f"worst {key.removeprefix('worst_')}"
+    if key.startswith("certified_"):
+        return f"certified r={key.removeprefix('certified_')}"
+    return "ACR" if key == "acr" else key
+
+
+def general_notes(run: Run) -> list[Note]:
+    """The warnings of a run that name none of its rows."""
+    beside = [note for row in run.rows for note in row_notes(run, row)]
+    return [note for note in run.notes if note not in beside]
+
+
+def row_notes(run: Run, row: Row) -> list[Note]:
+    """The warnings to be told at a row: those naming its view too, else at the last of the name."""
+    last = [known for known in run.rows if known.name == row.name][-1]
+    exact = {f"{row.name}@{row.view}", f"{row.view}/{row.name}"}
+    return [
+        note
+        for note in run.notes
+        if note.row in exact
+        or (note.row == row.name and (note.view == row.view or (not note.view and row is last)))
+    ]

@@ -1,0 +1,55 @@
+"""Numbers in words: the one place that says how an accuracy, a radius or a duration is written."""
+
+from advtrain.reporting.records import Row
+
+DASH = "\N{EN DASH}"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction of 1 as percent without the sign; a dash for what was not measured."""
+    return DASH if value is None else f"{100 * value:.{digits}f}"
+
+
+def fraction(eps: float | None) -> str:
+    """A radius as users write it: 8/255 where it is a whole number of grey levels, else 0.3."""
+    if eps is None:
+        return DASH
+    levels = eps * 255
+    whole = 0 < levels < 128 and abs(levels - round(levels)) < 1e-4
+    return f"{round(levels)}/255" if whole else f"{eps:.4g}"
+
+
+def count(value: float | None) -> str:
+    """12 345 678 as 12.3 M."""
+    if value is None:
+        return DASH
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.3g} {letter}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """1.3 s, 4 min 05 s, 2 h 31 min."""
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def settings(row: Row) -> str:
+    """Strength of the attack behind a row, short: `linf 8/255, 20 steps, 2 restarts`."""
+    if row.attack:
+        return row.attack
+    parts = []
+    if row.norm and row.eps is not None:
+        parts.append(f"{row.norm} {fraction(row.eps)}")
+    if row.steps:
+        parts.append(f"{row.steps} step{'s' if row.steps > 1 else ''}")
+    if row.restarts and row.restarts > 1:
+        parts.append(f"{row.restarts} restarts")
+    return ", ".join(parts)

@@ -1,0 +1,341 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from advtrain.reporting import plots
+from advtrain.reporting.cli import main
+from advtrain.reporting.formats import comma_separated, latex, markdown
+from advtrain.reporting.records import find_runs, read_metrics, read_run
+from advtrain.reporting.series import read_examples, read_radii
+from advtrain.reporting.tables import accuracy_table, general_notes, row_notes
+from advtrain.reporting.wording import DASH
+from advtrain.reporting.writing import write_run, write_sweep
+
+
+def row(name, accuracy, view="identity", n=100, **more):
+    interval = [max(0.0, accuracy - 0.1), min(1.0, accuracy + 0.1)]
+    return {"name": name, "view": view, "accuracy": accuracy, "n": n, "ci95": interval} | more
+
+
+def results(defense="pgd_at", seed=0, rows=None, **more):
+    default = [row("clean", 0.9), row("pgd_linf", 0.5, norm="linf", eps=8 / 255, steps=20)]
+    return {
+        "schema": 1,
+        "name": f"run-{defense}",
+        "dataset": {"name": "digits", "split": "test", "n": 100},
+        "model": {"name": "small_cnn", "parameters": 1000},
+        "defense": defense,
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "seed": seed,
+        "checkpoint": "best",
+        "rows": default if rows is None else rows,
+        "worst_case": {"linf": 0.5},
+        "certified": None,
+        "warnings": [],
+        "environment": {"advtrain": "0.1.0", "device": "cpu"},
+        "seconds": 12.0,
+        "choices": {"defense": defense, "model": "small_cnn", "dataset": "digits"},
+        "config": {"seed": seed, "defense": {"_target_": defense}, "threat": {"eps": 8 / 255}},
+    } | more
+
+
+def put(directory, content=None, status=None):
+    directory.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (directory / "results.json").write_text(text)
+    if status is not None:
+        (directory / "status.json").write_text(json.dumps(status))
+    return directory
+
+
+def table_of(*directories):
+    return accuracy_table([read_run(directory) for directory in directories])
+
+
+def test_seeds_fold_into_mean_deviation_and_their_number(tmp_path):
+    runs = [
+        put(tmp_path / str(seed), results(seed=seed, rows=[row("clean", value)]))
+        for seed, value in enumerate((0.8, 0.9, 1.0))
+    ]
+    (line,) = table_of(*runs).lines
+    cell = line.cells["clean"]
+    assert (line.seeds, cell.seeds, cell.n, cell.low) == (3, 3, 100, None)
+    assert cell.value == pytest.approx(0.9) and cell.std == pytest.approx(0.1)
+    assert "90.00 ± 10.00" in markdown(table_of(*runs))
+
+
+def test_a_repeated_seed_is_no_further_sample(tmp_path):
+    first = put(tmp_path / "0", results(rows=[row("clean", 0.8)]))
+    again = put(tmp_path / "1", results(rows=[row("clean", 0.9)]))
+    table = table_of(first, again)
+    assert table.lines[0].cells["clean"].value == 0.9 and table.lines[0].cells["clean"].std is None
+    assert "the later one counts" in table.notes[0]
+
+
+def test_labels_name_only_what_differs(tmp_path):
+    plain = put(tmp_path / "0", results("trades"))
+    other = put(tmp_path / "1", results("mart"))
+    assert [line.label for line in table_of(plain, other).lines] == ["trades", "mart"]
+    changed = results("trades")
+    changed["config"]["threat"]["eps"] = 4 / 255
+    small = put(tmp_path / "2", changed, {"state": "done", "overrides": ["threat.eps=4/255"]})
+    names = [line.label for line in table_of(plain, other, small).lines]
+    assert len(set(names)) == 3 and names[2].startswith("trades · threat.eps=4/255")
+
+
+def test_awp_is_named_and_the_plain_descent_is_not(tmp_path):
+    runs = []
+    for number, descent in enumerate(("plain", "awp")):
+        content = results()
+        content["choices"]["descent"] = content["config"]["descent"] = descent
+        runs.append(put(tmp_path / str(number), content))
+    content = results("trades")
+    content["choices"]["descent"] = content["config"]["descent"] = "plain"
+    runs.append(put(tmp_path / "2", content))
+    labels = [line.label for line in table_of(*runs).lines]
+    assert labels == ["pgd_at", "pgd_at · awp", "trades"]
+
+
+def test_what_was_not_measured_is_a_dash_and_never_zero(tmp_path):
+    full = put(tmp_path / "0", results("trades"))
+    part = put(tmp_path / "1", results("mart", rows=[row("clean", 0.0)], worst_case={}))
+    table = table_of(full, part)
+    mart = next(line for line in markdown(table).splitlines() if line.startswith("| mart"))
+    assert mart.count(DASH) == 2 and "0.00 [" in mart
+    last = comma_separated(table).splitlines()[-1]
+    assert ",0.0," in last and last.endswith("," * 13)
+
+
+def test_the_best_is_bold_only_where_something_is_compared(tmp_path):
+    one = put(tmp_path / "0", results("trades"))
+    two = put(tmp_path / "1", results("mart", rows=[row("clean", 0.95)], worst_case={}))
+    assert "**" not in markdown(table_of(one)) and "textbf" not in latex(table_of(one))
+    text = markdown(table_of(one, two))
+    assert "**95.00**" in text and "**90.00**" not in text and "**50.00**" not in text
+
+
+def test_a_paper_stands_beside_ours(tmp_path):
+    run = put(tmp_path / "0", results(published={"pgd_linf": 0.52}))
+    text = markdown(table_of(run))
+    assert "| pgd_linf | paper |" in text and "| 52.00 |" in text
+    assert "pgd_linf_published" in comma_separated(table_of(run))
+
+
+def test_every_view_is_a_line_and_what_belongs_to_all_is_another(tmp_path):
+    rows = [row("clean", value, view=f"lambda={value}") for value in (0.9, 0.8)]
+    table = table_of(put(tmp_path / "0", results("oat", rows=rows)))
+    assert [line.view for line in table.lines] == ["lambda=0.9", "lambda=0.8", "all views"]
+    assert table.lines[2].cells.keys() == {"worst_linf"}
+
+
+def test_certificates_are_columns_by_radius(tmp_path):
+    found = {"accuracy": 0.8, "acr": 0.31, "accuracy_at_radius": {"0.50": 0.2, "0.25": 0.5}}
+    table = table_of(put(tmp_path / "0", results(certified=found | {"examples": 50})))
+    keys = [column.key for column in table.columns]
+    assert keys[-4:] == ["certified", "certified_0.25", "certified_0.50", "acr"]
+    assert "0.310" in markdown(table) and "(n = 50)" in markdown(table)
+
+
+def test_a_failed_job_is_a_line_with_its_reason(tmp_path):
+    good = put(tmp_path / "0", results("trades"))
+    status = {"state": "failed", "error": "RuntimeError: out of memory\n  File x", "choices": {}}
+    bad = put(tmp_path / "1", None, status | {"choices": {"defense": "mart"}})
+    table = table_of(good, bad)
+    assert table.lines[1].error == "failed: RuntimeError: out of memory File x"
+    for text in (markdown(table), latex(table), comma_separated(table)):
+        assert "out of memory" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        '{"rows": 3}',
+        "[" * 100_000,
+        '{"schema": 9, "rows": [{"name": "clean", "accuracy": NaN}, 7, {"accuracy": 0.5}]}',
+        '{"schema": 1, "rows": [{"name": {"a": 1}, "accuracy": "high"}], "certified": [1]}',
+        '{"rows": [], "threat": "linf", "dataset": "digits", "worst_case": {"linf": 55.0}}',
+        '{"schema": 1, "rows": [{"name": "a", "accuracy": 1' + "0" * 5000 + "}]}",
+    ],
+)
+def test_a_damaged_or_foreign_file_is_a_warning_and_no_crash(tmp_path, content):
+    put(tmp_path / "bad", content)
+    (tmp_path / "bad" / "metrics.jsonl").write_text(
+        '{"epoch": 0, "train_loss": 1}\n{"epoch": 1, "t'
+    )
+    (tmp_path / "bad" / "certify.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n3\t")
+    put(tmp_path / "good", results())
+    table = write_sweep([tmp_path], tmp_path)
+    assert len(table.lines) == 2
+    run = read_run(tmp_path / "bad")
+    assert run.notes and all(note.message for note in run.notes)
+    write_run(tmp_path / "bad")
+    assert (tmp_path / "bad" / "report.html").is_file()
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(read_run.__globals__["MAX_BYTES"], "results.json", 10)
+    run = read_run(put(tmp_path / "0", results()))
+    assert run.state == "unreadable" and "larger" in run.error
+
+
+def test_a_page_shows_hostile_text_as_text(tmp_path):
+    evil = "<script>alert(1)</script>"
+    warning = {"check": evil, "row": "clean", "message": evil}
+    content = results(name=evil, warnings=[warning], rows=[row("clean", 0.9, attack=evil)])
+    content["config"]["note"] = content["environment"]["host"] = evil
+    overrides = [f"name={evil}", 'x="><img src=x>']
+    put(tmp_path / "0", content, {"state": "failed", "error": evil, "overrides": overrides})
+    write_run(tmp_path / "0")
+    write_sweep([tmp_path], tmp_path)
+    for page in (tmp_path / "0" / "report.html", tmp_path / "report.html"):
+        text = page.read_text()
+        assert "<script" not in text and "<img src=x" not in text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_a_page_needs_no_network_and_holds_what_it_must(tmp_path):
+    warning = {"check": "gap", "row": "pgd_linf", "message": "robust beats clean"}
+    found = {"sigma": 0.25, "n": 1000, "alpha": 0.001, "acr": 0.3, "accuracy": 0.8}
+    status = {"state": "done", "overrides": ["defense=pgd_at", "threat.eps=8/255"]}
+    directory = put(tmp_path / "0", results(warnings=[warning], certified=found), status)
+    metrics = [{"epoch": e, "train_loss": 1.0, "val_acc": 0.5, "val_adv_acc": 0.3} for e in (0, 1)]
+    (directory / "metrics.jsonl").write_text("\n".join(json.dumps(entry) for entry in metrics))
+    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.4\t1\t0:00:01"]
+    (directory / "certify.tsv").write_text("\n".join(lines))
+    picture = np.zeros((2, 3, 4, 4), dtype=np.uint8)
+    labels = np.array([0, 1])
+    np.savez(
+        directory / "examples.npz",
+        clean=picture,
+        adversarial=picture + 8,
+        labels=labels,
+        predicted_clean=labels,
+        predicted_adversarial=labels[::-1],
+        row="pgd_linf",
+        classes=np.array(["cat", "dog"]),
+    )
+    write_run(directory)
+    drawn = {path.name for path in (directory / "plots").iterdir()}
+    assert drawn == {"curves.png", "accuracy.png", "certified.png", "examples.png"}
+    text = (directory / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|<link|<script""", text)
+    assert text.count("data:image/png;base64,") == 3
+    place = text.index("robust beats clean")
+    assert text.index(">pgd_linf<") < place < text.index("worst linf<")
+    assert "advtrain defense=pgd_at threat.eps=8/255" in text and "linf 8/255, 20 steps" in text
+    assert read_examples(directory).predicted_adversarial == ["dog", "cat"]
+
+
+def test_writing_twice_gives_the_same_files(tmp_path):
+    directory = put(tmp_path / "0", results())
+    (directory / "metrics.jsonl").write_text('{"epoch": 0, "train_loss": 1.0}\n')
+    write_run(directory)
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    write_run(directory)
+    assert {p: p.read_bytes() for p in directory.rglob("*") if p.is_file()} == before
+
+
+def test_a_plot_that_fails_is_one_line_and_no_more(tmp_path, monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("no fonts\nat all")
+
+    monkeypatch.setattr(plots, "accuracy_bars", broken)
+    directory = put(tmp_path / "0", results())
+    (directory / "examples.npz").write_bytes(b"no archive")
+    write_run(directory)
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0, 0]
+    assert (directory / "report.html").is_file() and (directory / "table.tex").is_file()
+
+
+def test_latex_escapes_everything_special(tmp_path):
+    directory = put(tmp_path / "0", results(rows=[row("a_b&c%$#{}~^\\", 0.5)], worst_case={}))
+    head = next(line for line in latex(table_of(directory)).splitlines() if "a\\_b" in line)
+    expected = r"a\_b\&c\%\$\#\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}"
+    assert expected in head
+
+
+def test_certified_radii_count_only_what_is_correct(tmp_path):
+    lines = [
+        "idx\tlabel\tpredict\tradius\tcorrect\ttime",
+        "0\t1\t1\t0.4\t1\t1",
+        "1\t1\t2\t0.9\t0\t1",
+    ]
+    (tmp_path / "certify.tsv").write_text("\n".join([*lines, "2\t1\t-1\t0.0\t0\t1", "3\t1"]))
+    assert read_radii(tmp_path) == [0.4, -1.0, -1.0]
+
+
+def test_an_epoch_repeated_after_a_resume_counts_once(tmp_path):
+    entries = ['"epoch": 0, "train_loss": 2', '"epoch": 1, "train_loss": NaN']
+    entries += ['"epoch": 0, "train_loss": 1']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(f"{{{entry}}}" for entry in entries))
+    first, second = read_metrics(tmp_path)
+    assert first["train_loss"] == 1 and second["train_loss"] != second["train_loss"]
+
+
+def test_runs_are_found_in_the_order_of_their_numbers(tmp_path):
+    for name in ("10", "9", "2"):
+        put(tmp_path / "grid" / name, results(), {"state": "done"})
+    assert [path.name for path in find_runs([tmp_path])] == ["2", "9", "10"]
+
+
+def test_the_command_writes_a_comparison_and_says_what_is_wrong(tmp_path, capsys):
+    put(tmp_path / "grid" / "0", results("trades"))
+    put(tmp_path / "grid" / "1", results("mart"))
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "grid"), "--out", str(out)]) == 0
+    assert {"table.md", "table.tex", "table.csv", "report.html"} <= set(os.listdir(out))
+    told = capsys.readouterr()
+    assert "trades" in told.out and "\x1b" not in told.out
+    assert 'href="../grid/0"' in (out / "report.html").read_text()
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "absent", out / "table.md"):
+        assert main([str(wrong)]) == 2
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_single_run_is_told_attack_by_attack(tmp_path, capsys):
+    directory = put(tmp_path / "0", results())
+    assert main([str(directory)]) == 0
+    assert "linf 8/255, 20 steps" in capsys.readouterr().out
+    assert "pgd_linf" in (directory / "table.md").read_text()
+
+
+def test_reporting_never_imports_torch():
+    code = (
+        "import sys, advtrain.reporting.cli, advtrain.tracking, advtrain.progress;"
+        "print([m for m in ('torch', 'matplotlib', 'wandb', 'scipy', 'numpy') if m in sys.modules])"
+    )
+    source = Path(__file__).parents[1] / "src"
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_warning_stands_at_its_view_or_once_at_the_last_row_of_its_name(tmp_path):
+    rows = [row("pgd", 0.5, view="a"), row("pgd", 0.6, view="b")]
+    told = [
+        {"check": "x", "row": "pgd", "view": "a", "message": "of a"},
+        {"check": "x", "row": "pgd", "message": "of all"},
+        {"check": "x", "row": "absent", "message": "of none"},
+    ]
+    run = read_run(put(tmp_path / "0", results(rows=rows, warnings=told)))
+    found = [[note.message for note in row_notes(run, known)] for known in run.rows]
+    assert found == [["of a"], ["of all"]]
+    assert [note.message for note in general_notes(run)] == ["of none"]
+
+
+def test_signs_that_matplotlib_reads_as_formulas_are_drawn(tmp_path, caplog):
+    write_run(put(tmp_path / "0", results(rows=[row("$x_{", 0.5), row("漢", 0.5)])))
+    assert not caplog.records and (tmp_path / "0" / "plots" / "accuracy.png").is_file()
