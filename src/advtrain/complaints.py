@@ -1,0 +1,63 @@
+"""Errors of Hydra and OmegaConf, retold in one sentence with the key, the value and the way out."""
+
+import re
+from collections.abc import Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from advtrain.config import conf_dir
+from advtrain.signatures import nearest
+
+
+def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | None) -> str:
+    """One line for a composition that failed; `base` is the configuration without overrides."""
+    text = " ".join(str(part) for part in _chain(error))
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _no_key(found[1], overrides, base)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        return _no_option(found[1], found[2])
+    if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
+        return _no_option(found[1], found[2])
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    return [error, *_chain(error.__cause__)] if error is not None else []
+
+
+def _no_key(key: str, overrides: Sequence[str], base: DictConfig | None) -> str:
+    given = next((each for each in overrides if each.lstrip("+~").startswith(key)), key)
+    parent, _, last = key.rpartition(".")
+    known = [] if base is None else _keys(OmegaConf.select(base, parent) if parent else base)
+    elsewhere = [] if base is None else [path for path in _paths(base) if path.endswith(f".{last}")]
+    near = nearest(last, known)
+    guess = f"{parent}.{near}".lstrip(".") if near else None
+    hint = (
+        f" Did you mean {min(elsewhere, key=len) if elsewhere else guess}?"
+        if elsewhere or guess
+        else ""
+    )
+    listed = f" Known under {parent or 'the root'}: {', '.join(known)}." if known else ""
+    return f"{given}: there is no such key.{hint}{listed}"
+
+
+def _keys(node: object) -> list[str]:
+    hidden = ("_target_", "_partial_", "hydra")
+    return [str(key) for key in node if key not in hidden] if isinstance(node, DictConfig) else []
+
+
+def _paths(node: DictConfig, path: str = "") -> list[str]:
+    """The dotted keys of all values below `node` that are written there, not referred to."""
+    found = []
+    for key in _keys(node):
+        given = not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key)
+        child = node[key] if given else None
+        found += _paths(child, f"{path}{key}.") if isinstance(child, DictConfig) else [path + key]
+    return found
+
+
+def _no_option(group: str, option: str) -> str:
+    options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    guess = nearest(option, options)
+    hint = f" Did you mean {group}={guess}?" if guess else ""
+    return f"{group}={option}: there is no such option.{hint} Allowed: {', '.join(options)}."

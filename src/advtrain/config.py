@@ -1,0 +1,303 @@
+"""Configurations: composed by Hydra, checked against the signatures of their targets, built.
+
+A node with `_target_: package.module.name` is a call; with `_partial_: true`, the target with its
+configuration bound. `check` reads signatures from source, so that a misspelt key, a wrong type or
+an absurd value is refused in a moment; `build` imports and calls. Targets outside advtrain need
+their package in `allowed`: those are named by the person at the command line, never by a file.
+"""
+
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from advtrain import signatures
+from advtrain.signatures import Kind, Signature
+
+PROGRAM = "advtrain.runs.Program"  # the fields of the root
+MARKS = ("_target_", "_partial_")
+FACTS = {"dataset": ("eps", "mean", "std", "epochs", "batch_size", "replays")}
+"""Keys that a node holds for other nodes to refer to, beside the parameters of its target."""
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong; the message names key, value and what is allowed."""
+
+
+def conf_dir() -> Path:
+    """Where the config groups are: inside an installed package, or at the top of a checkout."""
+    package = Path(__file__).parent
+    installed = package / "conf"
+    return installed if (installed / "config.yaml").exists() else package.parents[1] / "conf"
+
+
+def register_resolvers() -> None:
+    """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size."""
+    OmegaConf.register_new_resolver("limit", _limit, replace=True)
+    OmegaConf.register_new_resolver("step", _step, replace=True)
+
+
+def _limit(value: Any, bound: Any) -> Any:
+    if value is None or bound is None:
+        return bound if value is None else value
+    return min(value, bound)
+
+
+def _step(eps: Any, steps: Any) -> Any:
+    """2.5 eps / steps, at most eps (2/255 for 8/255 in 10 steps): Madry et al. 2018's rule.
+
+    Where that makes no sense, eps as it is: the check of eps and steps then says what is wrong.
+    """
+    radius, count = number(eps), number(steps)
+    if radius is None or count is None or count < 1:
+        return eps
+    return min(2.5 * radius / count, radius)
+
+
+def number(value: Any) -> float | None:
+    """A number from 0.1, "0.1" or "8/255"; None if it is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    try:
+        return float(Fraction(value)) if isinstance(value, str) else None
+    except (ValueError, ZeroDivisionError):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers, interpolations resolved."""
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_resolution(error)) from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _resolution(error: OmegaConfBaseException) -> str:
+    """What went wrong where, of an interpolation or a value that is not given."""
+    key = getattr(error, "full_key", None) or "a key"
+    reason = (
+        str(error)
+        .splitlines()[0]
+        .removeprefix(f"{ConfigError.__name__} raised while resolving interpolation: ")
+    )
+    if reason.startswith("Missing mandatory value"):
+        return f"{key} is not given, and has no default."
+    return f"{key}: {reason}"
+
+
+def check(config: Mapping[str, Any], *, allowed: Iterable[str] = ("advtrain",)) -> None:
+    """Refuse a configuration that could not be built: all its problems in one ConfigError."""
+    roots = tuple(allowed)
+    problems = _unique(_problems({"_target_": PROGRAM, **config}, "", roots))
+    if problems:
+        raise ConfigError("\n".join(problems[:8]))
+
+
+def _unique(problems: Iterable[str]) -> list[str]:
+    """One problem per cause: a node that others refer to is told once, at its shortest path."""
+    told: dict[str, str] = {}
+    for problem in sorted(problems, key=lambda text: text.partition("=")[0].count(".")):
+        path, _, rest = problem.partition("=")
+        told.setdefault(
+            f"{path.rpartition('.')[2]}={rest.partition('?')[0].rpartition('Did')[0] or rest}",
+            problem,
+        )
+    return list(told.values())
+
+
+def _problems(node: Any, path: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield from _target_problems(node, path, allowed)
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _problems(value, _join(path, key), allowed)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _problems(value, f"{path}[{index}]", allowed)
+
+
+def _target_problems(node: Mapping[str, Any], path: str, allowed: tuple[str, ...]) -> Iterator[str]:
+    target = node["_target_"]
+    try:
+        signature = _signature(target, path, allowed)
+    except ConfigError as error:
+        yield str(error)
+        return
+    given = {key: value for key, value in node.items() if key not in (*MARKS, *FACTS.get(path, ()))}
+    for key, value in given.items():
+        name = _join(path, key)
+        if key not in signature.keys:
+            yield _unknown(name, key, value, target, signature)
+        else:
+            yield from _value_problems(value, name, signature.keys[key].kind, allowed)
+    for key, parameter in signature.keys.items():
+        if parameter.required and key not in given:
+            yield f"{_join(path, key)} is missing; {target} needs it: {parameter.kind}."
+
+
+def _unknown(name: str, key: str, value: Any, target: str, signature: Signature) -> str:
+    if key in signature.data:
+        return f"{name}={value} cannot be configured: the program supplies it to {target}."
+    guess = signature.nearest(key)
+    hint = f" Did you mean {_join(name.rpartition('.')[0], guess)}?" if guess else ""
+    owner = "advtrain" if target == PROGRAM else target
+    return f"{name}={value}: there is no such key.{hint} {owner} takes {', '.join(signature.keys)}."
+
+
+def _value_problems(value: Any, name: str, kind: Kind, allowed: tuple[str, ...]) -> Iterator[str]:
+    if kind.name == "mapping" and kind.of and isinstance(value, Mapping):
+        for key, member in value.items():
+            yield from _value_problems(member, _join(name, key), kind.of[0], allowed)
+    elif kind.name == "import" and isinstance(value, str) and value.split(".")[0] not in allowed:
+        yield _foreign(name, value)
+    elif not _accepts(kind, value):
+        yield f"{name}={_brief(value)} is refused; allowed is {kind}."
+    else:
+        yield from _problems(value, name, allowed)
+
+
+def _accepts(kind: Kind, value: Any) -> bool:
+    match kind.name:
+        case "any":
+            return True
+        case "none":
+            return value is None
+        case "union":
+            return any(_accepts(member, value) for member in kind.of)
+        case "choice":
+            return any(value == choice and type(value) is type(choice) for choice in kind.choices)
+        case "bool":
+            return isinstance(value, bool)
+        case "import":
+            return isinstance(value, str) and "." in value
+        case "str":
+            return isinstance(value, str | int | float) and not isinstance(value, bool)
+        case "int":
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            return whole and (kind.allowed is None or value in kind.allowed)
+        case "float":
+            real = number(value)
+            return real is not None and (kind.allowed is None or real in kind.allowed)
+        case "list":
+            return isinstance(value, list) and all(_accepts(m, v) for m in kind.of for v in value)
+        case "mapping":
+            members = value.values() if isinstance(value, Mapping) else [None]
+            return isinstance(value, Mapping) and all(
+                _accepts(m, v) for m in kind.of for v in members
+            )
+        case "node":
+            return isinstance(value, Mapping) and "_target_" in value
+    raise AssertionError(kind)
+
+
+def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ("advtrain",)) -> Any:
+    """Make what `node` describes; `data` goes before the star of the outermost target.
+
+    ConfigError: a target that does not exist, or outside the packages of `allowed`.
+    """
+    roots = tuple(allowed)
+    if isinstance(node, list):
+        return [build(value, path=f"{path}[{i}]", allowed=roots) for i, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    if "_target_" not in node:
+        return {k: build(v, path=_join(path, k), allowed=roots) for k, v in node.items()}
+    target = node["_target_"]
+    signature = _signature(target, path, roots)
+    bound = {
+        key: _coerce(signature.keys[key].kind, build(value, path=_join(path, key), allowed=roots))
+        for key, value in node.items()
+        if key not in (*MARKS, *FACTS.get(path, ()))
+    }
+    for key, parameter in signature.keys.items():
+        if parameter.kind.name == "import" and bound[key].split(".")[0] not in roots:
+            raise ConfigError(_foreign(_join(path, key), bound[key]))
+    module, _, name = target.rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    if node.get("_partial_"):
+        return partial(function, *data, **bound)
+    try:
+        return function(*data, **bound)
+    except ConfigError:
+        raise
+    except ValueError as error:  # values that only the target can judge, in its own words
+        raise ConfigError(f"{path or target}: {error}") from error
+
+
+def make(node: Any, *data: Any, path: str, allowed: Iterable[str] = ("advtrain",)) -> Any:
+    """`build`, calling the outermost target now: for nodes whose data the program has at hand."""
+    called = (
+        {**node, "_partial_": False} if isinstance(node, Mapping) and "_target_" in node else node
+    )
+    return build(called, *data, path=path, allowed=allowed)
+
+
+def _signature(target: Any, path: str, allowed: tuple[str, ...]) -> Signature:
+    where = f"{path or 'the root'}._target_"
+    if not isinstance(target, str) or target.split(".")[0] not in allowed:
+        raise ConfigError(_foreign(where, target))
+    try:
+        return signatures.read(target)
+    except LookupError as error:
+        raise ConfigError(f"{where}={target} cannot be used: {error}.") from error
+
+
+def _foreign(key: str, value: Any) -> str:
+    return (
+        f"{key}={value} is refused: code outside advtrain is called only where the command line "
+        "names its package, as packages=[NAME] or with the key itself."
+    )
+
+
+def _coerce(kind: Kind, value: Any) -> Any:
+    """Fractions and whole numbers become floats where the signature wants one."""
+    if kind.name == "float":
+        return number(value)
+    if kind.name == "str":
+        return str(value)
+    if kind.name == "union":
+        accepting = [member for member in kind.of if _accepts(member, value)]
+        return _coerce(accepting[0], value) if accepting else value
+    if kind.name == "list" and kind.of:
+        return [_coerce(kind.of[0], member) for member in value]
+    if kind.name == "mapping" and kind.of:
+        return {key: _coerce(kind.of[0], member) for key, member in value.items()}
+    return value
+
+
+def unread(config: DictConfig, overrides: Iterable[str]) -> None:
+    """Refuse `attack.…` on the command line of a run in which nothing refers to the attack."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.startswith("attack.") and "${attack" not in _text_without(config, "attack"):
+            raise ConfigError(
+                f"{override}: nothing in this run reads attack. The chosen defense trains without "
+                "one; choose another defense, or leave the key out."
+            )
+
+
+def _text_without(config: DictConfig, group: str) -> str:
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    return str({key: value for key, value in raw.items() if key != group})
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,62 @@
+"""Runs of the whole program in this process, small enough for tests."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from advtrain.config import check, plain
+from advtrain.grid import choices, composed, ours
+from advtrain.job import run_job
+from advtrain.main import packages
+
+DATA = ("dataset.train_size=48", "dataset.test_size=20", "dataset.validation=20", "model=linear")
+FITTING = (
+    "logger=none",
+    "device=cpu",
+    "epochs=2",
+    "batch_size=16",
+    "validate.attack.steps=2",
+    *DATA,
+)
+JUDGING = (
+    *("eval.attacks.pgd_linf.steps=2", "eval.attacks.pgd_l2.steps=2"),
+    *("eval.certify.n=30", "eval.certify.n0=5", "eval.certify.alpha=0.01"),
+)
+TRAINING = (*FITTING, "attack.steps=2", "eval=none")
+TINY = (*FITTING, "attack.steps=2", *JUDGING)
+
+
+def run(directory: Path, *overrides: str) -> dict[str, Any]:
+    """One job as `advtrain` would do it, in `directory`; its status. Wrong input ends in it too."""
+    with composed(overrides) as config:
+        facts = {"choices": choices(config), "overrides": list(overrides), "family": None}
+        allowed = packages(config, list(overrides))
+        directory.mkdir(parents=True, exist_ok=True)
+        run_job(ours(config), directory, facts, allowed)
+    return json.loads((directory / "status.json").read_text())
+
+
+def configuration(*overrides: str) -> dict[str, Any]:
+    """The plain configuration of these overrides, checked."""
+    with composed(overrides) as config:
+        found = plain(ours(config))
+    check(found)
+    return found
+
+
+def command(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """`python -m advtrain` in a process of its own, one thread."""
+    return subprocess.run(
+        [sys.executable, "-m", "advtrain", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **more,
+    )
