@@ -1,0 +1,118 @@
+"""Checkpoints: plain containers and tensors, written atomically, read without running anything.
+
+`last.pt` and `best.pt` hold `model` (the weights that are judged), `epoch`, `config` and `data`
+(what the network was built for); `last.pt` also holds `training`, all that resuming needs.
+Files of other people may be a plain state dict, or hold one under `model` or `state_dict`.
+"""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advtrain.files import write_atomic
+
+WEIGHTS = ("model", "state_dict", "model_state_dict")
+PREFIXES = ("module.", "_orig_mod.")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, or of another model; the message names the file."""
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` so that `path` is at every moment a whole file, the old one or the new."""
+    write_atomic(path, lambda stream: torch.save(dict(content), stream))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, tensors on the CPU; nothing in the file is executed.
+
+    CheckpointError: no such file, a damaged one, or one with more in it than weights.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint={path}: there is no such file. Give a run directory, a checkpoint file of "
+            "advtrain, or a state dict saved by torch.save."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"checkpoint={path} is damaged or no checkpoint at all.") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint={path} is damaged, or holds objects beside weights and plain values, and "
+            "is not opened: they could run code. Save model.state_dict() alone and give that file."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"checkpoint={path} holds a {type(content).__name__}, not a state dict."
+        )
+    return dict(content)
+
+
+def locate(given: str) -> Path:
+    """The file meant by `checkpoint=`: the file itself, or best.pt (else last.pt) of a run."""
+    path = Path(given)
+    if not path.is_dir():
+        return path
+    candidates = [
+        directory / name
+        for directory in (path / "checkpoints", path)
+        for name in ("best.pt", "last.pt")
+    ]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(f"checkpoint={given}: no best.pt or last.pt in that directory.")
+
+
+def weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint, of ours or of others; known prefixes are taken off."""
+    inner: Any = next(
+        (content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content
+    )
+    tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(inner):
+        entries = ", ".join(map(str, list(content)[:6]))
+        raise CheckpointError(f"checkpoint={path} holds no state dict: its entries are {entries}.")
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the weights of a checkpoint into `model`; CheckpointError tells what does not fit."""
+    restore(model, weights(load(path), path), path)
+
+
+def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors]
+    foreign = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} is {tuple(tensors[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if missing or foreign or shapes:
+        told = [
+            *(["it lacks " + _few(missing)] if missing else []),
+            *(["it has in addition " + _few(foreign)] if foreign else []),
+            *([_few(shapes)] if shapes else []),
+        ]
+        raise CheckpointError(
+            f"checkpoint={path} is of another model than this {type(model).__name__}: "
+            f"{'; '.join(told)}. Choose the model= that was saved, or model=custom with "
+            "model.factory=pkg.module.fn."
+        )
+    model.load_state_dict(dict(tensors))
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,86 @@
+"""One job from start to end: what it leaves in its directory, and its exit code, come what may."""
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from advtrain import status
+from advtrain.adopt import adopt
+from advtrain.checkpoints import CheckpointError
+from advtrain.config import ConfigError, check, plain
+from advtrain.data.errors import DataError
+from advtrain.program import execute
+from advtrain.reporting.terminal import print_run
+from advtrain.stopping import Stopped, listening
+from advtrain.training import TrainingFailed
+
+log = logging.getLogger(__name__)
+
+FAILED, INVALID = 1, 2
+WRONG_INPUT = (ConfigError, DataError, CheckpointError)
+FORESEEN = (*WRONG_INPUT, TrainingFailed, OSError)
+
+
+def run_job(
+    config: DictConfig, directory: Path, facts: dict[str, Any], allowed: tuple[str, ...]
+) -> None:
+    """Do the job; failures become a status and a sentence, so that a grid goes on without it.
+
+    `facts`: choices, overrides, family (the grid), config_dir (of the command line).
+    SystemExit: the job was asked to stop; its state is saved, and a grid ends with it.
+    """
+    status.write(directory, "running", **facts)
+    with listening() as stop:
+        try:
+            if config.job == "eval" and config.checkpoint is not None:
+                config, taken = adopt(config, facts)
+                facts |= taken
+            resolved = plain(config)
+            check(resolved, allowed=allowed)
+            status.write(directory, "running", **facts, config=resolved)
+            execute(resolved, directory, facts, allowed, stop)
+        except Stopped as stopped:
+            _end(directory, "interrupted", str(stopped), stopped.exit_code)
+            _tell(f"{stopped}; the same command with hydra.run.dir={directory} goes on.")
+            raise SystemExit(stopped.exit_code) from stopped
+        except KeyboardInterrupt:
+            _end(directory, "interrupted", "stopped at once", 130)
+            raise SystemExit(130) from None
+        except Exception as error:
+            _fail(directory, error)
+        else:
+            _show(directory)
+
+
+def _fail(directory: Path, error: Exception) -> None:
+    """A wrong input or a foreseen failure is one sentence; anything else also its traceback."""
+    log.info("the job failed", exc_info=error)  # to the log file of the run, not to the terminal
+    code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
+    message = str(error) if isinstance(error, FORESEEN) else f"{type(error).__name__}: {error}"
+    _end(directory, "invalid" if code == INVALID else "failed", message, code)
+    _tell(message)
+    if not isinstance(error, FORESEEN) or os.environ.get("ADVTRAIN_TRACEBACK"):
+        traceback.print_exception(error)
+
+
+def _end(directory: Path, state: str, error: str | None, code: int) -> None:
+    try:
+        status.write(directory, state, error, exit_code=code)
+    except OSError as failure:
+        _tell(f"{directory} cannot be written ({failure.strerror}).")
+
+
+def _show(directory: Path) -> None:
+    """The table of the run, on standard output, and where the rest is."""
+    if (directory / "results.json").exists():
+        print_run(directory)
+    print(directory / "report.html", flush=True)
+
+
+def _tell(message: str) -> None:
+    print(f"advtrain: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,129 @@
+"""The command: Hydra around `runs.execute`, and what became of it as an exit code.
+
+Composition, help and errors in the configuration never import torch; a job does.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from advtrain import config as configuration
+from advtrain import status
+from advtrain.complaints import explain
+from advtrain.config import ConfigError
+from advtrain.grid import Locate, choices, composed, jobs, ours, parse
+
+DONE, FAILED, INVALID = 0, 1, 2
+
+
+def main() -> None:
+    """Entry point of `advtrain` and `python -m advtrain`; ends the process with an exit code."""
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors over instead of printing
+    configuration.register_resolvers()
+    try:
+        parsed = parse(sys.argv[1:])
+        if not (
+            parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
+        ):
+            for overrides in jobs(parsed):
+                validate(overrides, parsed.config_dir)
+        app()
+        code = _code_of_runs()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        if traceback_wanted:
+            raise
+        message = str(error) if isinstance(error, ConfigError) else _retell(error)
+        print(f"advtrain: {message}", file=sys.stderr)
+        code = INVALID
+    except OSError as error:  # of the run directory; those of a job end in its status
+        print(
+            f"advtrain: {error.filename} cannot be written ({error.strerror}); choose another "
+            "hydra.run.dir= or hydra.sweep.dir=.",
+            file=sys.stderr,
+        )
+        code = INVALID
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else FAILED
+    finally:
+        if Locate.sweep is not None:
+            _report_grid(Locate.sweep)
+    sys.exit(code)
+
+
+def validate(overrides: list[str], config_dir: str | None = None) -> None:
+    """Raise ConfigError, or Hydra's own error, if a job of these overrides could not be built."""
+    with composed(overrides, config_dir) as config:
+        chosen = ours(config)
+        configuration.unread(chosen, overrides)
+        configuration.check(configuration.plain(chosen), allowed=packages(chosen, overrides))
+
+
+def packages(config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
+    """advtrain, and the packages that the command line itself names."""
+    named = [
+        override.partition("=")[2].strip("'\"").split(".")[0]
+        for override in overrides
+        if override.partition("=")[0].endswith(("_target_", "model.factory"))
+    ]
+    listed = (
+        config.packages if any(o.lstrip("+").startswith("packages=") for o in overrides) else []
+    )
+    return ("advtrain", *named, *(str(each) for each in listed))
+
+
+@hydra.main(version_base="1.3", config_path=str(configuration.conf_dir()), config_name="config")
+def app(config: DictConfig) -> None:
+    """One job, in the run directory that Hydra has made."""
+    here = HydraConfig.get()
+    overrides = [str(each) for each in here.overrides.task]
+    sources = here.runtime.config_sources
+    facts: dict[str, Any] = {
+        "choices": choices(OmegaConf.create({"hydra": here})),
+        "overrides": overrides,
+        "family": Locate.sweep.name if Locate.sweep is not None else None,
+        "config_dir": next((s.path for s in sources if s.provider == "command-line"), None),
+    }
+    from advtrain.job import run_job
+
+    run_job(config, Path(here.runtime.output_dir), facts, packages(config, overrides))
+
+
+def _code_of_runs() -> int:
+    codes = [int(status.read(run).get("exit_code", DONE)) for run in Locate.runs]
+    if Locate.sweep is not None:
+        return FAILED if any(codes) else DONE
+    return codes[-1] if codes else DONE
+
+
+def _report_grid(sweep: Path) -> None:
+    from advtrain.reporting.terminal import print_table
+    from advtrain.reporting.writing import write_sweep
+
+    try:
+        print_table(write_sweep([sweep], sweep))
+        print(sweep / "report.html", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)
+
+
+def _retell(error: Exception) -> str:
+    """One sentence for an error of composition, with the names that would have been right."""
+    overrides = [each for each in sys.argv[1:] if not each.startswith("-")]
+    chosen = [each for each in overrides if "." not in each.partition("=")[0]]
+    for context in (chosen, []):
+        try:
+            with composed(context) as base:
+                return explain(error, overrides, base)
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return explain(error, overrides, None)

@@ -1,0 +1,65 @@
+"""The course of one job: data, training, evaluation, report."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from advtrain import checkpoints, status
+from advtrain.config import ConfigError, make
+from advtrain.reporting.writing import write_run
+from advtrain.run_evaluation import evaluate_model
+from advtrain.run_training import train
+from advtrain.runs import Setting, make_model, setting, start_weights
+from advtrain.tracking import Tracker
+
+
+def execute(
+    config: Mapping[str, Any],
+    directory: Path,
+    facts: Mapping[str, Any],
+    allowed: tuple[str, ...],
+    stop: Callable[[], None],
+) -> None:
+    """Do the job that `config` asks for in `directory`; `stop` is called at safe points."""
+    if config["job"] == "eval" and config["checkpoint"] is None:
+        raise ConfigError(
+            "checkpoint=null, but job=eval judges a checkpoint: give a run directory, a checkpoint "
+            "file, or someone's state dict."
+        )
+    here = setting(config, directory, allowed)
+    tracker: Tracker = make(
+        config["logger"],
+        config,
+        directory,
+        config["name"],
+        facts.get("family"),
+        sorted({str(choice) for choice in facts["choices"].values() if choice}),
+        path="logger",
+        allowed=allowed,
+    )
+    code = 1
+    try:
+        if config["job"] != "eval":
+            train(here, facts, tracker, stop)
+        if config["job"] != "train" and config["eval"]:
+            results = _evaluate(here, facts, stop)
+            tracker.table(results)
+        status.write(directory, "done", exit_code=0)
+        write_run(directory)
+        tracker.images(sorted((directory / "plots").glob("*.png")))
+        code = 0
+    finally:
+        tracker.finish(code)
+
+
+def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None]) -> dict[str, Any]:
+    config, data = here.config, here.data
+    model = make_model(config, data.shape, len(data.classes), here.device, here.allowed)
+    if config["job"] == "eval":
+        start_weights(model, config["checkpoint"])
+        return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
+    best = here.directory / "checkpoints" / "best.pt"
+    content = checkpoints.load(best)
+    checkpoints.restore(model, checkpoints.weights(content, best), best)
+    chosen = {**facts, "selected_on": content["judged_by"]}
+    return evaluate_model(model, here, chosen, "best", stop)

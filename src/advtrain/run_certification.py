@@ -1,0 +1,71 @@
+"""One certificate per test example, into certify.tsv; goes on after the last line that is there."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from advtrain.certification.log import Certificate, Writer, read, repair
+from advtrain.certification.smoothing import Smoothed
+from advtrain.certification.summary import summarise
+from advtrain.files import write_json
+from advtrain.progress import Progress
+from advtrain.results import fingerprint
+from advtrain.runs import Certification, Setting
+from advtrain.seeding import derive
+
+AT_ONCE = 10  # images between two lines on disk, and between two looks at signals
+
+
+def certify(
+    model: nn.Module,
+    setting: Setting,
+    plan: Certification,
+    weights: str,
+    stop: Callable[[], None],
+) -> dict[str, Any]:
+    """Certify the first `plan.size` test examples; the entry `certified` of results.json.
+
+    idx is the position of an image in the file that it came from; its noise depends on that and
+    on the seed alone. Certificates of other weights or settings, told by certify.json, are
+    replaced.
+    """
+    config, examples = setting.config, setting.data.test
+    size = min(len(examples), plan.size or len(examples))
+    asked = {"sigma": plan.sigma, "n0": plan.n0, "n": plan.n, "alpha": plan.alpha}
+    key = fingerprint(weights, asked, config["seed"], config["precision"], setting.data.summary())
+    log = setting.directory / "certify.tsv"
+    header = setting.directory / "certify.json"
+    if not header.exists() or json.loads(header.read_text()).get("key") != key:
+        log.unlink(missing_ok=True)
+        write_json(header, {"key": key, **asked, "seed": config["seed"]})
+    smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
+    source = examples.source[:size].tolist()
+    done = {each.index for each in repair(log).certificates}
+    missing = [place for place in range(size) if source[place] not in done]
+    with Writer(log) as writer, Progress(size, "certify", "img", done=size - len(missing)) as bar:
+        for first in range(0, len(missing), AT_ONCE):
+            stop()
+            began = time.perf_counter()
+            places = torch.tensor(missing[first : first + AT_ONCE])
+            indices = examples.source[places].tolist()
+            x, y = examples.batch(places)
+            seeds = [derive(config["seed"], "certify", index) for index in indices]
+            predictions, radii = smoothed.certify(
+                x, n0=plan.n0, n=plan.n, alpha=plan.alpha, seeds=seeds
+            )
+            each = (time.perf_counter() - began) / len(indices)
+            columns = zip(indices, y.tolist(), predictions.tolist(), radii.tolist(), strict=True)
+            writer.write(Certificate(*values, each) for values in columns)
+            bar.advance(len(indices))
+        wanted = set(source)
+        chosen = [each for each in read(log).certificates if each.index in wanted]
+        summary = summarise(chosen, sigma=plan.sigma, n0=plan.n0, n=plan.n, alpha=plan.alpha)
+        bar.say(
+            f"{'certified':<12} {100 * summary['accuracy']:6.2f} %  at radius 0  "
+            f"ACR {summary['acr']:.3f}  n {size}"
+        )
+    return dict(summary)

@@ -1,0 +1,218 @@
+"""One training: from a setting to checkpoints/last.pt and best.pt, resumed where it stopped."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from advtrain import checkpoints
+from advtrain.config import ConfigError
+from advtrain.data.loader import Batches
+from advtrain.evaluation import Row, judge
+from advtrain.files import write_text
+from advtrain.optimizers import require_rates
+from advtrain.progress import Progress
+from advtrain.runs import Setting, Validation, make_model, start_weights
+from advtrain.seeding import stream
+from advtrain.stopping import Stopped
+from advtrain.tracking import Tracker
+from advtrain.training import Method, TrainState, epochs
+from advtrain.types import Logs
+
+CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
+VALIDATION_BATCH = 500
+FREE_KEYS = {"job", "name", "eval", "logger", "resume", "device", "packages", "scale", "compile"}
+"""Keys that may differ between a run and its continuation; of `dataset`, those of PLACES too."""
+PLACES = {"root", "download", "cache", "device_limit", "workers"}
+
+
+@dataclass
+class History:
+    """What has been measured: a report per epoch, and the scores of the best one so far."""
+
+    reports: list[dict[str, float]] = field(default_factory=list)
+    best: tuple[float, ...] = ()
+
+    def improves(self, report: Mapping[str, float], metric: str) -> bool:
+        """Whether these weights become the best: by `metric`, then clean accuracy, then first.
+
+        Without a validation split the newest weights are the best.
+        """
+        if metric not in report:
+            return not self.best
+        scores = (report[metric], report["val_acc"])
+        if self.best and scores <= self.best:
+            return False
+        self.best = scores
+        return True
+
+
+def train(
+    setting: Setting, facts: Mapping[str, Any], tracker: Tracker, stop: Callable[[], None]
+) -> None:
+    """Train, or go on training; at the end both checkpoints are complete."""
+    config = setting.config
+    batches = Batches(
+        setting.data.train,
+        config["batch_size"],
+        config["seed"],
+        config["dataset"]["replays"],
+    )
+    total = config["epochs"]
+    state = _state(setting, total * len(batches))
+    method = Method(
+        descent=setting.build("descent"),
+        penalties=setting.build("penalty"),
+        rates=setting.build("schedule"),
+        seed=config["seed"],
+    )
+    require_rates(state.optimizer, method.rates)
+    validation: Validation = setting.build("validate")
+    history = History()
+    last = setting.directory / "checkpoints" / "last.pt"
+    if last.exists() and config["resume"]:
+        _resume(last, state, history, identity(config))
+
+    def save(path: Path, **more: Any) -> None:
+        checkpoints.save(path, _content(setting, facts, state, history, len(batches)) | more)
+
+    images = len(batches.split) * batches.replays
+    done = images * state.step // len(batches)
+    with Progress(total * images, "train", "img", done=done) as bar:
+
+        def watch(logs: Logs, examples: int) -> None:
+            epoch = f"{1 + (state.step - 1) // len(batches)}/{total}"
+            bar.advance(examples, epoch=epoch, step=state.step, loss=logs["loss"])
+
+        reports = epochs(
+            state,
+            batches,
+            method,
+            total=total,
+            stop=stop,
+            watch=watch,
+            check_every=CHECK_EVERY[setting.device.type],
+        )
+        try:
+            for report in reports:
+                epoch = int(report["epoch"])
+                if epoch % validation.every == 0 or epoch == total:
+                    state.average.prepare(batches.epoch(epoch))
+                    report |= validate(state.average.model, setting, validation)
+                history.reports.append(report)
+                if history.improves(report, state.defense.judged_by):
+                    save(last.with_name("best.pt"), scores=report)
+                save(last, training=_training(state, history))
+                _write_metrics(setting.directory, history.reports)
+                tracker.log(report, epoch)
+                bar.say(_line(report, total))
+        except Stopped:
+            save(last, training=_training(state, history))
+            raise
+
+
+def _state(setting: Setting, steps: int) -> TrainState:
+    config, data = setting.config, setting.data
+    model = make_model(config, data.shape, len(data.classes), setting.device, setting.allowed)
+    start_weights(model, config["checkpoint"])
+    return TrainState(
+        model=model,
+        optimizer=setting.build("optimizer", model.parameters()),
+        average=setting.build("average", model, steps),
+        defense=setting.build("defense"),
+    )
+
+
+def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict[str, float]:
+    """Clean and adversarial accuracy on the validation split; the same draws at every epoch."""
+    split = setting.data.validation
+    size = min(len(split), validation.size)
+    if size == 0:
+        return {}
+    row = Row("validation", "validation", validation.attack)
+    training = model.training
+    bits = {"val_acc": "", "val_adv_acc": ""}
+    for start in range(0, size, VALIDATION_BATCH):
+        x, y = split.batch(slice(start, min(start + VALIDATION_BATCH, size)))
+        with stream(x.device, setting.config["seed"], "validation", start):
+            verdicts = judge(model, x, y, row, start=start)
+        bits["val_acc"] += verdicts.clean
+        bits["val_adv_acc"] += verdicts.robust
+    model.train(training)
+    return {name: each.count("1") / size for name, each in bits.items()}
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the weights."""
+    kept = {key: value for key, value in config.items() if key not in FREE_KEYS}
+    dataset = {key: value for key, value in config["dataset"].items() if key not in PLACES}
+    return kept | {"dataset": dataset}
+
+
+def _content(
+    setting: Setting, facts: Mapping[str, Any], state: TrainState, history: History, steps: int
+) -> dict[str, Any]:
+    data = setting.data
+    return {
+        "model": state.average.model.state_dict(),
+        "epoch": state.step / steps if state.step % steps else state.step // steps,
+        "config": dict(setting.config),
+        "choices": dict(facts.get("choices", {})),
+        "data": {"shape": list(data.shape), "classes": len(data.classes), **_split_facts(data)},
+        "judged_by": state.defense.judged_by if len(data.validation) else "last epoch",
+        "torch": str(torch.__version__),
+    }
+
+
+def _split_facts(data: Any) -> dict[str, Any]:
+    return {"names": list(data.classes), "summary": data.summary()}
+
+
+def _training(state: TrainState, history: History) -> dict[str, Any]:
+    return {"state": state.state_dict(), "reports": history.reports, "best": list(history.best)}
+
+
+def _resume(path: Path, state: TrainState, history: History, wanted: Mapping[str, Any]) -> None:
+    content = checkpoints.load(path)
+    if "training" not in content:
+        raise checkpoints.CheckpointError(
+            f"{path} holds nothing to resume from. Use resume=false to start again, or "
+            "checkpoint= to start from its weights in another directory."
+        )
+    for key, (before, now) in differences(identity(content["config"]), wanted).items():
+        raise ConfigError(
+            f"{key}={now}, but {path.parents[1]} holds a run with {key}={before}. Continue it with "
+            "the same configuration, choose another hydra.run.dir, or start anew by resume=false."
+        )
+    state.load_state_dict(content["training"]["state"])
+    history.reports = content["training"]["reports"]
+    history.best = tuple(content["training"]["best"])
+
+
+def differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys at which two configurations differ, with both values."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in [*a, *(key for key in b if key not in a)]:
+            found |= differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return {} if a == b else {path: (a, b)}
+
+
+def _write_metrics(directory: Path, reports: list[dict[str, float]]) -> None:
+    lines = [json.dumps(report) + "\n" for report in reports]
+    write_text(directory / "metrics.jsonl", "".join(lines))
+
+
+def _line(report: Mapping[str, float], total: int) -> str:
+    shown = [f"loss {report['train_loss']:.3f}"]
+    names = (("acc", "train_acc"), ("val", "val_acc"), ("val adv", "val_adv_acc"))
+    shown += [f"{name} {100 * report[key]:.1f} %" for name, key in names if key in report]
+    speed = f"{report['examples_per_second']:.0f} img/s"
+    return (
+        f"epoch {report['epoch']:.0f}/{total}  {'  '.join(shown)}  lr {report['lr']:.4g}  {speed}"
+    )

@@ -1,0 +1,186 @@
+"""Where everything meets: a configuration becomes data, a network, a method, a verdict."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from advtrain import checkpoints
+from advtrain.checkpoints import CheckpointError
+from advtrain.config import ConfigError, make
+from advtrain.data.split import Data
+from advtrain.precision import low_precision
+from advtrain.ranges import Count, Natural, Positive, Probability
+from advtrain.seeding import derive
+from advtrain.types import Attack, Average, Defense, Descent, Penalty, Schedule, Threat
+
+Allowed = Iterable[str]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How each epoch is judged on the validation split, every `every` epochs and at the last."""
+
+    attack: Attack
+    every: Count
+    size: Count
+
+
+@dataclass(frozen=True)
+class Certification:
+    """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples."""
+
+    sigma: Positive
+    n0: Count
+    n: Count
+    alpha: Probability
+    size: Count | None
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The rows of an evaluation on the first `size` test examples (null: all)."""
+
+    attacks: Mapping[str, Attack]
+    certify: Certification | None
+    size: Count | None
+    batch_size: Count
+
+
+@dataclass(frozen=True)
+class Program:
+    """The keys at the root of the configuration; nodes are built where they are needed."""
+
+    job: Literal["train_eval", "train", "eval"]
+    name: str
+    dataset: Mapping
+    model: Mapping
+    threat: Threat
+    threats: Mapping[str, Threat]
+    attack: Attack
+    optimizer: Mapping
+    schedule: Mapping[str, Schedule]
+    defense: Defense
+    descent: Descent
+    average: Average
+    penalty: Mapping[str, Penalty]
+    validate: Validation
+    eval: Mapping
+    logger: Mapping
+    scale: Mapping
+    epochs: Count
+    batch_size: Count
+    checkpoint: str | None
+    resume: bool
+    seed: Natural
+    device: str
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    packages: list[str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What training and evaluation share: the plain configuration, where it runs, and the data."""
+
+    config: Mapping[str, Any]
+    directory: Path
+    device: torch.device
+    data: Data
+    allowed: tuple[str, ...]
+
+    def build(self, key: str, *data: Any) -> Any:
+        """What the node `key` describes, made of `data` where its target takes some."""
+        return make(self.config[key], *data, path=key, allowed=self.allowed)
+
+
+def choose_device(asked: str) -> torch.device:
+    """`auto` is the first CUDA device, or the CPU. ConfigError: a device that is not here."""
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device={asked} is refused; allowed: auto, cpu, cuda, cuda:N."
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={asked} is refused; allowed: auto, cpu, cuda, cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device={asked}: {found} CUDA devices are here. Use device=auto or cpu.")
+    return device
+
+
+def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Setting:
+    """Load the data and choose the device."""
+    device = choose_device(config["device"])
+    order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
+    data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
+    return Setting(config, directory, device, data, tuple(allowed))
+
+
+def make_model(
+    config: Mapping[str, Any],
+    shape: tuple[int, int, int],
+    classes: int,
+    device: torch.device,
+    allowed: Allowed,
+) -> nn.Module:
+    """The network of `config` on `device`; its initial weights are a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config["seed"], "model"))
+        model = make(config["model"], shape, classes, path="model", allowed=allowed).to(device)
+    if config["precision"] == "bf16":
+        low_precision(model, torch.bfloat16)
+    if config["compile"]:
+        model.compile()
+    return model
+
+
+def start_weights(model: nn.Module, given: str | None) -> None:
+    """Put the weights of `checkpoint=` into the network, if there is one."""
+    if given is not None:
+        checkpoints.load_weights(model, checkpoints.locate(given))
+
+
+def load_run(
+    path: str | Path, *, which: Literal["best", "last"] = "best", packages: Allowed = ()
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a run, in evaluation mode on the CPU, and its plain configuration.
+
+    `path`: a run directory or a checkpoint of advtrain. `packages`: those whose code the run's
+    configuration may call beside advtrain's. CheckpointError: no checkpoint, or one without a
+    configuration.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / f"{which}.pt" if path.is_dir() else path
+    content = checkpoints.load(file)
+    if not isinstance(content.get("config"), Mapping) or not isinstance(
+        content.get("data"), Mapping
+    ):
+        raise CheckpointError(
+            f"checkpoint={file} holds no configuration: build its network yourself, and use "
+            "checkpoints.load_weights."
+        )
+    config = {**content["config"], "compile": False}
+    shape = tuple(content["data"]["shape"])
+    classes = content["data"]["classes"]
+    model = make_model(config, shape, classes, torch.device("cpu"), ("advtrain", *packages))
+    checkpoints.restore(model, checkpoints.weights(content, file), file)
+    return model.eval(), dict(content["config"])
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def elapsed() -> Callable[[], float]:
+    """A clock that starts now and tells seconds."""
+    return partial(lambda start: round(time.perf_counter() - start, 3), time.perf_counter())

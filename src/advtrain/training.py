@@ -1,0 +1,185 @@
+"""The training loop: craft, loss, descent, average, in a line; it knows no method by name.
+
+Every draw of a step comes from the stream (seed, step), so a run that was interrupted anywhere
+goes on bit for bit.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from advtrain.modes import crafting
+from advtrain.seeding import derive
+from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+class Minibatches(Protocol):
+    """What the loop needs of a loader; `skip` counts steps."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, index: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass
+class Meter:
+    """Running means over the examples of an epoch, kept on the device; nothing is read here."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    examples: int = 0
+    seconds: float = 0.0
+
+    def add(self, logs: Mapping[str, Tensor], examples: int) -> None:
+        for name, value in logs.items():
+            term = value.detach().float() * examples
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
+        self.examples += examples
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.examples for name, total in self.sums.items()}
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes. `last`: the logs of the step before, on the device."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: Average
+    defense: Defense
+    step: int = 0
+    last: Logs = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "defense": self.defense.state_dict(),
+            "step": self.step,
+            "last": dict(self.last),
+            "meter": vars(self.meter).copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
+        self.defense.load_state_dict(state["defense"])
+        self.step = state["step"]
+        self.last = dict(state["last"])
+        self.meter = Meter(**state["meter"])
+
+
+@dataclass(frozen=True)
+class Method:
+    """How this run trains, apart from its defense: fixed for the whole run."""
+
+    descent: Descent
+    penalties: Mapping[str, Penalty]
+    rates: Mapping[str, Schedule]
+    seed: int
+
+
+def total_loss(
+    model: nn.Module, defense: Defense, penalties: Mapping[str, Penalty], parcel: Any
+) -> tuple[Tensor, Logs]:
+    loss, logs = defense.loss(model, parcel)
+    for name, penalty in penalties.items():
+        term = penalty(model)
+        loss = loss + term
+        logs = {**logs, name: term.detach()}
+    return loss, logs
+
+
+def train_step(state: TrainState, x: Tensor, y: Tensor, now: Moment, method: Method) -> Logs:
+    """One update of the weights from the images `x` (B, C, H, W) and labels `y` (B,)."""
+    rates = {name: schedule(now) for name, schedule in method.rates.items()}
+    for group in state.optimizer.param_groups:  # every group: a drop must reach norms and biases
+        group.update(rates)
+    with crafting(state.model, state.defense.craft_mode):
+        parcel = state.defense.craft(state.model, x, y, now)
+    evaluate = partial(total_loss, state.model, state.defense, method.penalties, parcel)
+    loss, logs = method.descent(state.model, state.optimizer, evaluate, now)
+    state.average.update(state.model)
+    state.step += 1
+    return {"loss": loss.detach(), **logs}
+
+
+def epochs(
+    state: TrainState,
+    batches: Minibatches,
+    method: Method,
+    *,
+    total: int,
+    stop: Callable[[], None],
+    watch: Callable[[Logs, int], None],
+    check_every: int,
+) -> Iterator[dict[str, float]]:
+    """Train from where `state` stands to the end of epoch `total`; yields after each epoch.
+
+    The report holds `epoch` (1 for the first), the means of the logs as `train_*`, `lr`, `seconds`
+    and `examples_per_second`. `stop` is called between steps and may raise; the state is then
+    complete and may be saved. Raises TrainingFailed when a loss is not finite: losses are looked
+    at every `check_every` steps, so that the host need not wait for the device at each.
+    """
+    steps = len(batches)
+    unchecked: dict[int, Tensor] = {}
+    while state.step < total * steps:
+        index, done = divmod(state.step, steps)
+        if done == 0:
+            state.meter = Meter()
+        state.model.train()
+        for x, y in batches.epoch(index, skip=done):
+            stop()
+            started = time.perf_counter()
+            now = Moment(
+                state.step, state.step / steps, state.step / (total * steps), dict(state.last)
+            )
+            torch.manual_seed(derive(method.seed, "step", state.step))
+            state.last = train_step(state, x, y, now, method)
+            state.meter.add(state.last, len(y))
+            state.meter.seconds += time.perf_counter() - started
+            unchecked[state.step] = state.last["loss"]
+            watch(state.last, len(y))
+            if state.step % check_every == 0:
+                require_finite(unchecked)
+        require_finite(unchecked)
+        yield _report(state, index + 1)
+
+
+def require_finite(losses: dict[int, Tensor]) -> None:
+    """Raise TrainingFailed at the first step whose loss is NaN or infinite; forget the rest."""
+    if losses:
+        finite = torch.isfinite(torch.stack(list(losses.values()))).tolist()
+        for (step, loss), good in zip(losses.items(), finite, strict=True):
+            if not good:
+                raise TrainingFailed(
+                    f"the loss is {float(loss)} at step {step}. The last good checkpoint is kept; "
+                    "a smaller optimizer.lr or descent.clip_norm usually helps."
+                )
+        losses.clear()
+
+
+def _report(state: TrainState, epoch: int) -> dict[str, float]:
+    means = {f"train_{name}": value for name, value in state.meter.means().items()}
+    seconds = state.meter.seconds
+    rate = state.optimizer.param_groups[0]["lr"]
+    return {
+        "epoch": epoch,
+        **means,
+        "lr": rate,
+        "seconds": seconds,
+        "examples_per_second": state.meter.examples / max(seconds, 1e-9),
+    }

@@ -1,0 +1,73 @@
+"""Imports go downhill: a module may import from lower rows, and from its own package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import advtrain
+
+ROOT = Path(advtrain.__file__).parent
+ROWS = (
+    "types functional threat modes precision ranges seeding stopping files",
+    "attacks models data penalties averages schedules optimizers",
+    "defenses descents certification",
+    "training evaluation records results checkpoints tracking progress status reporting",
+    "__init__ __main__ main runs config signatures complaints grid adopt job program"
+    " run_training run_evaluation run_certification",
+)
+ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
+FREE_OF_TORCH = ("main", "config", "signatures", "ranges", "complaints", "grid", "status", "files")
+
+
+def modules():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def part(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path, *, lazily=True):
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if lazily else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_downhill(path):
+    own = part(path)
+    for module, names in imported(path):
+        if module == "advtrain":
+            targets = names
+        elif module.startswith("advtrain."):
+            targets = [module.split(".")[1]]
+        else:
+            continue
+        for target in targets:
+            same = target == own or ROW[own] == 4
+            assert (
+                same or ROW[target] < ROW[own] or (ROW[own] in (0, 3) and ROW[target] == ROW[own])
+            ), f"{own} imports {target}, which stands no lower"
+
+
+def test_every_module_has_a_row():
+    assert {part(path) for path in modules()} <= ROW.keys()
+
+
+@pytest.mark.parametrize("name", FREE_OF_TORCH)
+def test_these_modules_do_not_import_torch_themselves(name):
+    for module, _ in imported(ROOT / f"{name}.py", lazily=False):
+        assert module.split(".")[0] != "torch"
+
+
+def test_packages_export_nothing():
+    assert all(not path.read_text() for path in ROOT.rglob("__init__.py"))
+
+
+def test_no_file_is_longer_than_four_hundred_lines():
+    assert max(len(path.read_text().splitlines()) for path in modules()) <= 400

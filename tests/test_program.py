@@ -1,0 +1,322 @@
+"""The whole program on tiny runs of real digits: train, evaluate, stop, go on."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import FITTING, JUDGING, TINY, TRAINING, command, run
+
+from advtrain.certification.smoothing import Smoothed
+from advtrain.runs import load_run
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def numbers(directory):
+    """What must not depend on interruptions: every number but the times."""
+    found = results(directory)
+    for row in found["rows"]:
+        row.pop("seconds")
+    return found["rows"], found["worst_case"], found["certified"]
+
+
+def weights(directory, which="last"):
+    content = torch.load(directory / "checkpoints" / f"{which}.pt", weights_only=True)
+    return content["model"]
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_everything_that_is_promised(tmp_path):
+    status = run(tmp_path, *TINY)
+    assert status["state"] == "done" and status["exit_code"] == 0
+    for name in (
+        *("results.json", "metrics.jsonl", "table.md", "table.tex", "table.csv", "report.html"),
+        *("certify.tsv", "checkpoints/last.pt", "checkpoints/best.pt", "plots/accuracy.png"),
+    ):
+        assert (tmp_path / name).stat().st_size > 0, name
+    found = results(tmp_path)
+    assert [row["name"] for row in found["rows"]] == ["clean", "fgsm", "pgd_linf", "pgd_l2"]
+    assert found["schema"] == 1 and found["dataset"]["n"] == 20 and found["checkpoint"] == "best"
+    for row in found["rows"]:
+        low, high = row["ci95"]
+        assert 0 <= low <= row["accuracy"] <= high <= 1 and row["n"] == 20
+    clean, _, linf, _ = found["rows"]
+    assert (clean["forward_passes"], clean["backward_passes"]) == (20, 0)
+    # clean logits, two steps, the referee's own look; and two gradients
+    assert (linf["forward_passes"], linf["backward_passes"]) == (80, 40)
+    assert found["worst_case"]["linf"] <= linf["accuracy"] <= clean["accuracy"]
+    assert (
+        found["certified"]["examples"] == 20 and "0.25" in found["certified"]["accuracy_at_radius"]
+    )
+    epochs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    wanted = {"train_loss", "train_acc", "val_acc", "val_adv_acc", "lr", "seconds"}
+    assert wanted | {"examples_per_second"} <= epochs[0].keys()
+
+
+def test_the_checkpoint_is_plain_and_says_how_it_was_made(tmp_path):
+    run(tmp_path, *TRAINING)
+    content = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
+    assert content["config"]["dataset"]["train_size"] == 48
+    model, config = load_run(tmp_path)
+    assert config["model"]["_target_"] == "advtrain.models.linear.linear"
+    assert equal(dict(model.state_dict()), content["model"])
+    smoothed = Smoothed(model, num_classes=10, sigma=0.25)
+    predictions, radii = smoothed.certify(torch.rand(2, 1, 8, 8), n0=10, n=100, alpha=0.01)
+    assert predictions.shape == radii.shape == (2,)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run(tmp_path / name, *TINY, f"seed={seed}")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert numbers(tmp_path / "a") == numbers(tmp_path / "b")
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_a_finished_run_is_not_done_again(tmp_path):
+    run(tmp_path, *TINY)
+    stamp = (tmp_path / "checkpoints" / "last.pt").stat().st_mtime_ns
+    verdicts = (tmp_path / "verdicts.jsonl").read_text()
+    assert run(tmp_path, *TINY)["state"] == "done"
+    assert (tmp_path / "checkpoints" / "last.pt").stat().st_mtime_ns == stamp
+    assert (tmp_path / "verdicts.jsonl").read_text() == verdicts
+
+
+@pytest.mark.parametrize("defense", ["pgd_at", "free"])
+def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, monkeypatch, defense):
+    steps = ("attack.steps=2",) if defense == "pgd_at" else ("dataset.replays=2",)
+    options = (*FITTING, *JUDGING, f"defense={defense}", "average=ema", *steps)
+    run(tmp_path / "whole", *options)
+    from advtrain import training
+
+    for step in (1, 4, 5):
+        directory = tmp_path / f"stopped{step}"
+        real = training.train_step
+
+        def stopping(state, *args, real=real, step=step):
+            logs = real(state, *args)
+            if state.step == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return logs
+
+        monkeypatch.setattr(training, "train_step", stopping)
+        with pytest.raises(SystemExit) as stopped:
+            run(directory, *options)
+        assert stopped.value.code == 143
+        monkeypatch.setattr(training, "train_step", real)
+        assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
+        run(directory, *options)
+        assert equal(weights(directory), weights(tmp_path / "whole"))
+        assert equal(weights(directory, "best"), weights(tmp_path / "whole", "best"))
+        assert numbers(directory) == numbers(tmp_path / "whole")
+
+
+def test_kill_nine_at_random_moments_changes_nothing(tmp_path):
+    options = (*TINY, "epochs=6", "eval.attacks.pgd_linf.steps=30", "eval.batch_size=4")
+    run(tmp_path / "whole", *options)
+    arguments = [*options, f"hydra.run.dir={tmp_path / 'killed'}"]
+    moments = random.Random(0)
+    kills = 0
+    while kills < 10:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PATIENT, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(moments.uniform(0.05, 0.6))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+    last = command(*arguments, cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert kills >= 3
+    assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+
+
+# Imports first, so that the time until the kill is time of work.
+PATIENT = """
+import advtrain.job, advtrain.main, sklearn.datasets, scipy.stats, sys
+print("ready", flush=True)
+sys.argv = ["advtrain", *sys.argv[1:]]
+advtrain.main.main()
+"""
+
+
+def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
+    run(tmp_path, *TRAINING)
+    status = run(tmp_path, *TRAINING, "optimizer.lr=0.01")
+    assert status["state"] == "invalid" and "optimizer.lr=0.01" in status["error"]
+    assert run(tmp_path, *TRAINING, "optimizer.lr=0.01", "resume=false")["state"] == "done"
+
+
+def test_evaluation_takes_the_configuration_from_the_checkpoint(tmp_path):
+    run(tmp_path / "run", *TRAINING, "threat.eps=0.07")
+    status = run(
+        tmp_path / "eval",
+        *("job=eval", f"checkpoint={tmp_path / 'run'}", "eval=quick", "logger=none"),
+        "eval.attacks.pgd.steps=2",
+    )
+    assert status["state"] == "done", status
+    found = results(tmp_path / "eval")
+    assert found["model"]["name"] == "linear" and found["dataset"]["n"] == 20
+    assert found["threat"]["eps"] == 0.07 and found["rows"][1]["eps"] == 0.07
+    assert found["checkpoint"] == str(tmp_path / "run")
+    other = run(
+        tmp_path / "other",
+        *("job=eval", f"checkpoint={tmp_path / 'run'}", "eval=quick", "logger=none"),
+        *("eval.attacks.pgd.steps=2", "threat.eps=0.02", "dataset.test_size=10"),
+    )
+    assert other["state"] == "done"
+    assert results(tmp_path / "other")["threat"]["eps"] == 0.02
+    assert results(tmp_path / "other")["dataset"]["n"] == 10
+
+
+def test_someone_elses_state_dict_is_evaluated(tmp_path):
+    run(tmp_path / "run", *TRAINING)
+    inner = {f"module.{key}": value for key, value in weights(tmp_path / "run", "best").items()}
+    torch.save({"state_dict": inner, "epoch": 3}, tmp_path / "theirs.pt")
+    options = ("job=eval", "model=linear", "eval=quick", "logger=none", "eval.size=20")
+    status = run(tmp_path / "a", *options, f"checkpoint={tmp_path / 'theirs.pt'}")
+    assert status["state"] == "done", status
+    again = run(
+        tmp_path / "b",
+        *options,
+        f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.pt'}",
+        "dataset.test_size=null",
+    )
+    assert again["state"] == "done", again
+    assert (
+        results(tmp_path / "a")["rows"][0]["accuracy"]
+        == results(tmp_path / "b")["rows"][0]["accuracy"]
+    )
+
+
+class Payload:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "pickle", "noise", "other model", "list"])
+def test_a_checkpoint_that_cannot_be_used_is_one_sentence(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "given.pt"
+    if kind == "truncated":
+        torch.save({"model": {"w": torch.zeros(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:700])
+    elif kind == "pickle":
+        torch.save({"model": Payload()}, path)
+    elif kind == "noise":
+        path.write_bytes(b"\x00not a checkpoint" * 20)
+    elif kind == "other model":
+        torch.save({"conv.weight": torch.zeros(3, 3)}, path)
+    elif kind == "list":
+        torch.save([1, 2, 3], path)
+    status = run(tmp_path / "run", "job=eval", f"checkpoint={path}", "logger=none", "model=linear")
+    assert status["state"] == "invalid" and status["exit_code"] == 2
+    assert str(path) in status["error"] and len(status["error"]) < 500
+    assert not (tmp_path / "executed").exists()
+
+
+def test_job_eval_without_a_checkpoint_says_what_it_needs(tmp_path):
+    status = run(tmp_path, "job=eval", "logger=none")
+    assert status["exit_code"] == 2 and "checkpoint=null" in status["error"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    from advtrain.defenses.pgd_at import PgdAt
+
+    real = PgdAt.loss
+
+    def broken(self, model, parcel):
+        loss, logs = real(self, model, parcel)
+        return (loss * math.nan, logs) if broken.calls >= 4 else (loss, logs)
+
+    def counting(self, model, parcel):
+        found = broken(self, model, parcel)
+        broken.calls += 1
+        return found
+
+    broken.calls = 0
+    monkeypatch.setattr(PgdAt, "loss", counting)
+    status = run(tmp_path, *TINY)
+    assert status["state"] == "failed" and status["exit_code"] == 1
+    assert "step 5" in status["error"] and "nan" in status["error"]
+    kept = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    assert kept["epoch"] == 1 and all(torch.isfinite(each).all() for each in kept["model"].values())
+
+
+def test_the_device_that_is_not_here_is_named(tmp_path):
+    status = run(tmp_path, *TINY, "device=cuda:97")
+    assert status["exit_code"] == 2 and "device=cuda:97" in status["error"]
+
+
+def test_bf16_trains_and_its_verdicts_are_those_of_full_precision(tmp_path):
+    options = [*TINY, "precision=bf16", "model=small_cnn"]
+    assert run(tmp_path / "a", *options)["state"] == "done"
+    model, _ = load_run(tmp_path / "a")
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    options = (*TINY, "eval.batch_size=5")
+    run(tmp_path / "whole", *options)
+    from advtrain import evaluation
+
+    real, done = evaluation.judge, []
+
+    def stopping(*args, **kwargs):
+        done.append(args)
+        if len(done) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(evaluation, "judge", stopping)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path / "cut", *options)
+    assert stopped.value.code == 130
+    lines = (tmp_path / "cut" / "verdicts.jsonl").read_text()
+    assert lines.count("\n") == 7
+    (tmp_path / "cut" / "verdicts.jsonl").write_text(lines + lines[:40])  # a torn last line
+    done.clear()
+    monkeypatch.setattr(evaluation, "judge", real)
+    run(tmp_path / "cut", *options)
+    assert (tmp_path / "cut" / "verdicts.jsonl").read_text().startswith(lines)
+    assert numbers(tmp_path / "cut") == numbers(tmp_path / "whole")
+
+
+def test_swa_and_ema_are_what_is_judged(tmp_path):
+    for average in ("swa", "ema"):
+        run(tmp_path / average, *TINY, f"average={average}", "model=small_cnn")
+        content = torch.load(tmp_path / average / "checkpoints" / "last.pt", weights_only=True)
+        assert not equal(content["model"], content["training"]["state"]["model"])
+
+
+def test_files_of_a_run_are_where_hydra_is_told_to_put_them(tmp_path):
+    found = command(*TRAINING, f"hydra.run.dir={tmp_path / 'here'}", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "here" / ".hydra" / "overrides.yaml").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert Path(found.stdout.strip().splitlines()[-1]).name == "report.html"
