@@ -35,7 +35,7 @@ def test_each_option_begins_by_saying_what_it_is(group, option):
 
 @pytest.mark.parametrize(
     ("defense", "descent", "average"),
-    itertools.product(options("defense"), options("descent"), options("average")),
+    list(itertools.product(options("defense"), options("descent"), options("average"))),
 )
 def test_each_defense_trains_under_each_descent_and_average(tmp_path, defense, descent, average):
     status = run(tmp_path, *QUICK, f"defense={defense}", f"descent={descent}", f"average={average}")
