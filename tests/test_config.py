@@ -89,7 +89,7 @@ def test_rows_of_an_evaluation_can_be_changed_added_and_removed():
 def test_the_row_of_the_training_norm_follows_the_training_threat():
     found = configuration("threat=l2", "threat.eps=0.7")
     assert found["eval"]["attacks"]["pgd_l2"]["threat"]["eps"] == 0.7
-    assert found["eval"]["attacks"]["pgd_linf"]["threat"]["eps"] == 0.1
+    assert found["eval"]["attacks"]["pgd_linf"]["threat"]["eps"] == 0.15
 
 
 def test_scale_bounds_but_the_command_line_wins():

@@ -12,7 +12,7 @@ from advtrain.attacks import starts
 from advtrain.attacks.objectives import kl_to_clean
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.averages import Last
-from advtrain.defenses.base import Clean, Pair
+from advtrain.defenses.base import Clean, Pair, warmed
 from advtrain.defenses.free import Free, Warm
 from advtrain.defenses.mixed_at import MixedAt
 from advtrain.defenses.pgd_at import PgdAt
@@ -365,3 +365,26 @@ def test_steps_cost_the_fewest_passes(name, plain, awp):
         x, y = batch(side=2)
         measured = units(model, x, partial(run, state, [(x, y)], descent))
         assert measured == pytest.approx(expected, abs=0.15)
+
+
+def test_the_radius_grows_in_a_line_along_the_warm_up_and_then_stays():
+    attack = partial(pgd, threat=Linf(0.2), steps=3, step_size=0.1)
+    seen = []
+    for progress in (0.0, 0.1, 0.25, 0.5, 0.9):
+        keywords = warmed(attack, 0.5, Moment(0, 0.0, progress)).keywords
+        assert keywords["step_size"] == pytest.approx(keywords["threat"].eps / 2)
+        seen.append(keywords["threat"].eps)
+    assert seen == pytest.approx([0.0, 0.04, 0.1, 0.2, 0.2])
+    assert warmed(attack, 0.0, Moment(0, 0.0, 0.0)) is attack
+
+
+def test_a_method_crafts_within_the_radius_of_the_moment():
+    attack = partial(pgd, threat=Linf(0.2), steps=3, step_size=0.1)
+    x, y = batch()
+    for method in (
+        PgdAt(attack, "eval", warmup=0.5),
+        MixedAt(attack, 0.5, "eval", warmup=0.5),
+        Trades(attack, starts.normal(std=0.001), 6.0, warmup=0.5),
+    ):
+        parcel = method.craft(network(), x, y, Moment(0, 0.0, 0.25))
+        assert 0.05 < (parcel.x_adv - x).abs().max() <= 0.1 + 1e-6

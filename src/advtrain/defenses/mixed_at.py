@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from advtrain.defenses.base import Defense, Pair, accuracy
+from advtrain.defenses.base import Defense, Pair, accuracy, warmed
 from advtrain.functional import cross_entropy
 from advtrain.ranges import Unit
 from advtrain.types import Attack, Logs, Moment
@@ -26,9 +26,10 @@ class MixedAt(Defense):
     attack: Attack
     share: Unit
     craft_mode: Literal["eval", "train"]
+    warmup: Unit = 0.0
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Pair:
-        return Pair(x, self.attack(model, x, y), y)
+        return Pair(x, warmed(self.attack, self.warmup, now)(model, x, y), y)
 
     def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
         clean, adv = model(parcel.x), model(parcel.x_adv)

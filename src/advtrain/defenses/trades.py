@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from advtrain.attacks.objectives import kl_to_clean
-from advtrain.defenses.base import Defense, Pair, accuracy, require_guided
+from advtrain.defenses.base import Defense, Pair, accuracy, require_guided, warmed
 from advtrain.functional import cross_entropy, kl
-from advtrain.ranges import NonNegative
+from advtrain.ranges import NonNegative, Unit
 from advtrain.types import Attack, Logs, Moment, Start
 
 
@@ -31,12 +31,14 @@ class Trades(Defense):
     attack: Attack
     start: Start
     beta: NonNegative
+    warmup: Unit = 0.0
 
     def __post_init__(self) -> None:
         require_guided(self.attack, type(self).__name__)
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Pair:
-        return Pair(x, self.attack(model, x, y, objective=kl_to_clean, start=self.start), y)
+        attack = warmed(self.attack, self.warmup, now)
+        return Pair(x, attack(model, x, y, objective=kl_to_clean, start=self.start), y)
 
     def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
         clean, adv = model(parcel.x), model(parcel.x_adv)
