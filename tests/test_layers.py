@@ -9,7 +9,7 @@ import advtrain
 
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
-    "types functional threat modes precision ranges seeding stopping files",
+    "types functional threat modes precision ranges seeding stopping files lock",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training evaluation records results checkpoints tracking progress status reporting",

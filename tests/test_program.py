@@ -15,6 +15,7 @@ import torch
 from running import FITTING, JUDGING, TINY, TRAINING, command, run
 
 from advtrain.certification.smoothing import Smoothed
+from advtrain.lock import locked
 from advtrain.runs import load_run
 
 
@@ -168,6 +169,13 @@ def test_another_configuration_in_the_same_directory_is_refused(tmp_path):
     status = run(tmp_path, *TRAINING, "optimizer.lr=0.01")
     assert status["state"] == "invalid" and "optimizer.lr=0.01" in status["error"]
     assert run(tmp_path, *TRAINING, "optimizer.lr=0.01", "resume=false")["state"] == "done"
+
+
+def test_two_processes_in_one_directory_are_refused(tmp_path, capsys):
+    with locked(tmp_path / ".lock"), pytest.raises(SystemExit) as refused:
+        run(tmp_path, *TRAINING)
+    assert refused.value.code == 2 and "another process" in capsys.readouterr().err
+    assert not (tmp_path / "status.json").exists()
 
 
 def test_evaluation_takes_the_configuration_from_the_checkpoint(tmp_path):

@@ -14,6 +14,7 @@ from advtrain.adopt import adopt
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, check, plain
 from advtrain.data.errors import DataError
+from advtrain.lock import locked
 from advtrain.program import execute
 from advtrain.reporting.terminal import print_run
 from advtrain.stopping import Stopped, listening
@@ -32,8 +33,20 @@ def run_job(
     """Do the job; failures become a status and a sentence, so that a grid goes on without it.
 
     `facts`: choices, overrides, family (the grid), config_dir (of the command line).
-    SystemExit: the job was asked to stop; its state is saved, and a grid ends with it.
+    SystemExit: the job was asked to stop; its state is saved, and a grid ends with it. Or another
+    process is at work in `directory`.
     """
+    try:
+        with locked(directory / ".lock", wait=False):
+            _run(config, directory, facts, allowed)
+    except BlockingIOError:
+        _tell(f"hydra.run.dir={directory}: another process is at work there. Choose another.")
+        raise SystemExit(INVALID) from None
+
+
+def _run(
+    config: DictConfig, directory: Path, facts: dict[str, Any], allowed: tuple[str, ...]
+) -> None:
     status.write(directory, "running", **facts)
     with listening() as stop:
         try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from advtrain.data import decode
 from advtrain.data.errors import DataError
-from advtrain.data.lock import locked
+from advtrain.lock import locked
 
 log = logging.getLogger(__name__)
 

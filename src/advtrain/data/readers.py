@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from advtrain.data.errors import DataError
-from advtrain.data.lock import locked
+from advtrain.lock import locked
 
 log = logging.getLogger(__name__)
 
