@@ -47,6 +47,11 @@ def configuration(*overrides: str) -> dict[str, Any]:
     return found
 
 
+def far(model: Any, x: Any, y: Any, *, threat: Any) -> Any:
+    """An attack that does not keep to its set."""
+    return 1 - x
+
+
 def command(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None, **more: Any
 ) -> subprocess.CompletedProcess[str]:

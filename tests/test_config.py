@@ -11,7 +11,7 @@ from advtrain.main import validate
 
 def refusal(*overrides):
     with pytest.raises(ConfigError) as caught:
-        validate(list(overrides))
+        validate([list(overrides)])
     return str(caught.value)
 
 
@@ -58,7 +58,10 @@ def test_the_usual_step_size_is_that_of_the_papers():
         ("dataset.train_size=0", ["dataset.train_size=0", "at least 1 or null"]),
         ("eval.certify.alpha=1", ["eval.certify.alpha=1", "(0, 1)"]),
         ("schedule.lr=3", ["schedule", "node"]),
-        ("defense=standard attack.steps=3", ["nothing in this run reads attack"]),
+        ("defense=standard attack.steps=3", ["attack.steps=3: nothing in this run reads it"]),
+        ("job=eval checkpoint=x epochs=9", ["epochs=9: nothing in this run reads it"]),
+        ("dataset.replays=2.5", ["dataset.replays=2.5", "at least 1"]),
+        ("optimizer=adam optimizer.betas=[0.9]", ["optimizer.betas=[0.9]", "a list of 2"]),
         ("attack._target_=os.system", ["attack._target_=os.system"]),
         ("+eval.attacks.mine={_target_: os.path.join}", ["os.path.join", "refused"]),
         ("model=custom", ["model.factory", "not given"]),
@@ -73,6 +76,10 @@ def test_a_wrong_value_is_refused_with_the_key_the_value_and_what_is_allowed(ove
 
 def test_a_problem_of_a_shared_node_is_told_once():
     assert refusal("threat.eps=8").count("\n") == 0
+
+
+def test_a_grid_may_set_what_only_some_of_its_jobs_read():
+    validate([["defense=standard", "attack.steps=3"], ["defense=pgd_at", "attack.steps=3"]])
 
 
 def test_rows_of_an_evaluation_can_be_changed_added_and_removed():
@@ -101,7 +108,7 @@ def test_code_of_others_runs_only_where_the_command_line_names_its_package():
     node = {"_target_": "statistics.mean"}
     with pytest.raises(ConfigError, match="command line names"):
         build(node, path="x")
-    assert build(node, [1, 2, 3], path="x", allowed=("advtrain", "statistics")) == 2
+    assert build(node, [1, 2, 3], path="x", allowed=("statistics",)) == 2
 
 
 def test_a_factory_outside_advtrain_is_refused_unless_named():

@@ -13,9 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from running import FITTING, JUDGING, TINY, TRAINING, command, run
+from sklearn.datasets import load_digits
 
 from advtrain.certification.smoothing import Smoothed
+from advtrain.config import ConfigError
 from advtrain.lock import locked
+from advtrain.precision import full_precision
 from advtrain.runs import load_run
 
 
@@ -26,9 +29,12 @@ def results(directory):
 def numbers(directory):
     """What must not depend on interruptions: every number but the times."""
     found = results(directory)
-    for row in found["rows"]:
-        row.pop("seconds")
-    return found["rows"], found["worst_case"], found["certified"]
+    for part in (*found["rows"], found["certified"]):
+        part.pop("seconds")
+    epochs = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    for epoch in epochs:
+        epoch.pop("seconds"), epoch.pop("examples_per_second")
+    return found["rows"], found["worst_case"], found["certified"], epochs
 
 
 def weights(directory, which="last"):
@@ -97,10 +103,19 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     assert (tmp_path / "verdicts.jsonl").read_text() == verdicts
 
 
-@pytest.mark.parametrize("defense", ["pgd_at", "free"])
-def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, monkeypatch, defense):
-    steps = ("attack.steps=2",) if defense == "pgd_at" else ("dataset.replays=2",)
-    options = (*FITTING, *JUDGING, f"defense={defense}", "average=ema", *steps)
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("defense=pgd_at", "attack.steps=2", "average=ema", "model=small_cnn"),
+        ("defense=trades", "attack.steps=2", "average=swa", "average.start=0.3", "descent=awp"),
+        ("defense=free", "dataset.replays=2", "average=ema", "average.start=0.5"),
+        ("defense=mixed_at", "attack.steps=2", "precision=bf16", "optimizer=adam"),
+    ],
+    ids=lambda method: method[0],
+)
+def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
+    fitting = [each for each in FITTING if "model=small_cnn" not in method or "model" not in each]
+    options = (*fitting, *JUDGING, *method)
     run(tmp_path / "whole", *options)
     from advtrain import training
 
@@ -200,6 +215,139 @@ def test_evaluation_takes_the_configuration_from_the_checkpoint(tmp_path):
     assert results(tmp_path / "other")["dataset"]["n"] == 10
 
 
+def test_the_command_evaluates_a_run_under_its_name_and_choices(tmp_path):
+    run(tmp_path / "run", *TRAINING, "dataset.eps.linf=0.07")
+    arguments = ("job=eval", f"checkpoint={tmp_path / 'run'}", "eval=quick", "logger=none")
+    found = command(*arguments, "eval.attacks.pgd.steps=2", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    (directory,) = tmp_path.glob("outputs/digits-linear-pgd_at/*")
+    assert results(directory)["threat"]["eps"] == 0.07
+    assert [row["name"] for row in results(directory)["rows"]] == ["clean", "fgsm", "pgd_linf"]
+    smaller = command(*arguments, "dataset.eps.linf=0.01", "name=other", cwd=tmp_path)
+    assert smaller.returncode == 0, smaller.stderr
+    (directory,) = tmp_path.glob("outputs/other/*")
+    assert results(directory)["threat"]["eps"] == 0.01
+    grid = command("-m", *arguments, "eval.size=5,10", "hydra.sweep.dir=grid", cwd=tmp_path)
+    assert grid.returncode == 0, grid.stderr
+    assert [results(tmp_path / "grid" / job)["dataset"]["n"] for job in ("0", "1")] == [5, 10]
+
+
+NESTED = {
+    "_target_": "advtrain.models.custom.custom",
+    "factory": "advtrain.models.custom.custom",
+    "arguments": {
+        "shape": [1, 8, 8],
+        "classes": 10,
+        "factory": "os.mkdir",
+        "arguments": {"path": "executed"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        NESTED,
+        {**NESTED, "factory": "advtrain.models.custom.import_module", "arguments": {"name": "os"}},
+        {**NESTED, "factory": "os.mkdir", "arguments": {"path": "executed"}},
+        {"_target_": "os.mkdir", "path": "executed"},
+        {"_target_": "advtrain.models.custom.import_module", "name": "this"},
+        {"_target_": "advtrain.runs.load_run"},
+        {"_target_": "advtrain.models.linear.linear", "_partial_": True, "mean": "${oc.env:HOME}"},
+    ],
+)
+def test_the_configuration_in_a_checkpoint_runs_no_code_of_others(tmp_path, monkeypatch, node):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", *TRAINING)
+    path = tmp_path / "run" / "checkpoints" / "best.pt"
+    content = torch.load(path, weights_only=True)
+    content["config"]["model"] = node
+    torch.save(content, tmp_path / "evil.pt")
+    with pytest.raises(ConfigError):
+        load_run(tmp_path / "evil.pt")
+    status = run(tmp_path / "a", "job=eval", f"checkpoint={tmp_path / 'evil.pt'}", "logger=none")
+    assert status["exit_code"] == 2, status
+    assert not (tmp_path / "executed").exists()
+
+
+def test_verdicts_of_another_network_are_not_taken_for_this_one(tmp_path):
+    options = ("job=eval", "eval=quick", "logger=none", "eval.size=20", "eval.attacks.pgd.steps=1")
+    torch.save(small_state(), tmp_path / "w.pt")
+    chosen = (*options, f"checkpoint={tmp_path / 'w.pt'}", "model=small_cnn")
+    run(tmp_path / "a", *chosen)
+    run(tmp_path / "a", *chosen, "model.mean=[0.9]", "model.std=[0.2]")
+    run(tmp_path / "b", *chosen, "model.mean=[0.9]", "model.std=[0.2]")
+    assert (tmp_path / "a" / "verdicts.jsonl").read_text().count("\n") == 6
+    clean = [results(tmp_path / name)["rows"][0]["accuracy"] for name in ("a", "b")]
+    assert clean[0] == clean[1]
+
+
+def small_state():
+    from advtrain.models.small import small_cnn
+
+    return small_cnn((1, 8, 8), 10, mean=[0.0], std=[1.0]).state_dict()
+
+
+def test_proposals_that_do_not_count_are_warned_of(tmp_path):
+    far = "{_target_: running.far, _partial_: true, threat: '${threat}'}"
+    status = run(tmp_path, *TINY, f"+eval.attacks.far={far}", "packages=[running]")
+    assert status["state"] == "done", status["error"]
+    found = results(tmp_path)
+    row = found["rows"][-1]
+    assert row["outside"] == row["n"] and row["accuracy"] == found["rows"][0]["accuracy"]
+    assert [(note["check"], note["row"]) for note in found["warnings"]] == [("outside", "far")]
+
+
+def test_the_row_without_an_attack_cannot_be_replaced(tmp_path):
+    node = "{_target_: advtrain.attacks.pgd.fgsm, _partial_: true, threat: '${threat}'}"
+    status = run(tmp_path, *TINY, f"+eval.attacks.clean={node}")
+    assert status["exit_code"] == 2 and "eval.attacks.clean" in status["error"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    from advtrain import training
+
+    real = training.train_step
+
+    def poisoning(state, *args):
+        logs = real(state, *args)
+        if state.step == 6:  # the last step of the last epoch, with a finite loss
+            next(state.model.parameters()).data[0] = math.nan
+        return logs
+
+    monkeypatch.setattr(training, "train_step", poisoning)
+    status = run(tmp_path, *TRAINING)
+    assert status["state"] == "failed" and "not finite after step 6" in status["error"]
+    for which in ("last", "best"):
+        assert all(torch.isfinite(each).all() for each in weights(tmp_path, which).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("eval.certify.n=5", "eval.certify.alpha=0.001"), "n=5"),
+        (("attack.step_size=0",), "step_size"),
+        (("+schedule.momentum={_target_: advtrain.schedules.Constant, value: 1}",), "momentum"),
+        (("name=''",), "name"),
+        (("device=1",), "device=1"),
+    ],
+)
+def test_what_only_the_program_can_judge_is_refused_in_a_sentence(tmp_path, options, wanted):
+    adam = ("optimizer=adam",) if "schedule" in options[0] else ()
+    kept = [each for each in TINY if each.partition("=")[0] not in str(options)]
+    status = run(tmp_path, *kept, *options, *adam)
+    assert status["exit_code"] == 2 and wanted in status["error"], status
+    assert not (tmp_path / "checkpoints" / "last.pt").exists()
+
+
+def test_output_that_nobody_reads_does_not_fail_a_run(tmp_path):
+    line = [sys.executable, "-m", "advtrain", *TRAINING, f"hydra.run.dir={tmp_path / 'run'}"]
+    first = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first.stdout.close()
+    assert first.wait(timeout=60) == 0, first.stderr.read()
+    first.stderr.close()
+
+
 def test_someone_elses_state_dict_is_evaluated(tmp_path):
     run(tmp_path / "run", *TRAINING)
     inner = {f"module.{key}": value for key, value in weights(tmp_path / "run", "best").items()}
@@ -286,6 +434,15 @@ def test_bf16_trains_and_its_verdicts_are_those_of_full_precision(tmp_path):
     assert run(tmp_path / "a", *options)["state"] == "done"
     model, _ = load_run(tmp_path / "a")
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+    x = load_digits().images[:20, None] / 16
+    with full_precision(model), torch.no_grad():
+        logits = model(torch.tensor(x, dtype=torch.float32))
+    again = run(
+        tmp_path / "b", "job=eval", f"checkpoint={tmp_path / 'a'}", "eval=quick", "logger=none"
+    )
+    assert again["state"] == "done"
+    rows = [results(tmp_path / name)["rows"][0]["accuracy"] for name in ("a", "b")]
+    assert rows[0] == rows[1] and logits.dtype == torch.float32
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -319,7 +476,9 @@ def test_swa_and_ema_are_what_is_judged(tmp_path):
     for average in ("swa", "ema"):
         run(tmp_path / average, *TINY, f"average={average}", "model=small_cnn")
         content = torch.load(tmp_path / average / "checkpoints" / "last.pt", weights_only=True)
-        assert not equal(content["model"], content["training"]["state"]["model"])
+        state = content["training"]["state"]
+        assert not equal(content["model"], state["model"])
+        assert equal(content["model"], state["average"]["model"])
 
 
 def test_files_of_a_run_are_where_hydra_is_told_to_put_them(tmp_path):

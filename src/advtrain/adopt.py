@@ -2,39 +2,70 @@
 
 The data set, network, threat and method of a checkpoint of ours are taken over, except what the
 command line says itself. A checkpoint without a configuration takes all from the command line.
-What is taken over is data: it is checked like a command line, and builds nothing outside advtrain.
+What is taken over is data of a file: confined to our own packages, without interpolations, and
+checked like a command line.
 """
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from advtrain import checkpoints
+from advtrain import status
+from advtrain.config import confined
 from advtrain.grid import choices, composed, ours
 
 CHOICES = ("dataset", "model", "threat", "defense", "descent", "average", "penalty")
-VALUES = ("dataset", "model", "threat", "seed")
+METHOD = CHOICES[3:]
+PACKAGES = {"dataset": "advtrain.data", "model": "advtrain.models", "threat": "advtrain.threat"}
+HERE = ("root", "download", "cache", "device_limit", "workers", "max_train_size", "max_test_size")
+"""Keys of a data set that belong to the machine and the scale of this evaluation."""
 OPTION = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
+NAME = re.compile(r"[A-Za-z0-9_.,=+-]+")
 
 
-def adopt(config: DictConfig, facts: Mapping[str, Any]) -> tuple[DictConfig, dict[str, Any]]:
+def recorded(checkpoint: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides that name the choices of the run at `checkpoint`, as its status.json has them.
+
+    Without torch, so that Hydra composes for the right groups; nothing where there is no record.
+    """
+    place = Path(checkpoint)
+    run = place if place.is_dir() else place.parent.parent
+    found = status.read(run)
+    given = _keys(overrides)
+    old = found.get("choices") or {}
+    taken = [
+        f"{group}={old[group]}"
+        for group in CHOICES
+        if group not in given and OPTION.fullmatch(str(old.get(group, "")))
+    ]
+    name = str((found.get("config") or {}).get("name", ""))
+    return taken + ([f"name={name}"] if "name" not in given and NAME.fullmatch(name) else [])
+
+
+def adopt(
+    config: DictConfig, facts: Mapping[str, Any], allowed: Iterable[str]
+) -> tuple[DictConfig, dict[str, Any]]:
     """The configuration with what the checkpoint brings, and facts that change by it.
 
     `facts`: overrides and config_dir of the command line, and the choices made there.
-    CheckpointError: the file cannot be read. Hydra's errors: it was trained with an option that is
-    no longer there.
+    CheckpointError: the file cannot be read. ConfigError: it asks for code of others. Hydra's
+    errors: it was trained with an option that is no longer there.
     """
-    overrides = facts["overrides"]
+    from advtrain import checkpoints
+
     file = checkpoints.locate(str(config.checkpoint))
     content = checkpoints.load(file)
-    stored = content.get("config")
+    overrides, stored = facts["overrides"], content.get("config")
+    given = _keys(overrides)
     taken_over: dict[str, Any] = {"selected_on": content.get("judged_by")}
-    if not isinstance(stored, Mapping):
-        return config, taken_over
-    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    old = content.get("choices", {})
+    if not isinstance(stored, Mapping):  # someone else's: nothing is known of how it was trained
+        unknown = {group: None for group in METHOD if group not in given}
+        return config, taken_over | {"choices": {**facts["choices"], **unknown}}
+    old = content.get("choices") or {}
     taken = [
         f"{group}={old[group]}"
         for group in CHOICES
@@ -42,19 +73,29 @@ def adopt(config: DictConfig, facts: Mapping[str, Any]) -> tuple[DictConfig, dic
     ]
     with composed([*taken, *overrides], facts.get("config_dir")) as full:
         new = ours(full)
-        taken_over["choices"] = choices(full)
+        chosen = taken_over["choices"] = choices(full)
     with open_dict(new):
-        for group in VALUES:
-            if group not in given and group in stored:
+        for group, package in PACKAGES.items():
+            radius = group == "threat" and any(key.startswith("dataset.eps") for key in given)
+            if group in stored and chosen.get(group) == old.get(group) and not radius:
+                confined(stored[group], package, f"{file}: {group}", allowed)
                 _take(new, group, stored[group], given)
-        if "name" not in given:
-            new.name = str(stored.get("name", config.name))
+        if "seed" not in given and isinstance(stored.get("seed"), int):
+            new.seed = stored["seed"]
+        if "name" not in given and NAME.fullmatch(str(stored.get("name", ""))):
+            new.name = str(stored["name"])
     return new, taken_over
 
 
-def _take(config: DictConfig, group: str, value: Any, given: Iterable[str]) -> None:
-    """Put the stored node in place, then again what the command line says inside it."""
-    kept = {key: OmegaConf.select(config, key) for key in given if key.startswith(f"{group}.")}
-    OmegaConf.update(config, group, value, merge=False)
-    for key, own in kept.items():
-        OmegaConf.update(config, key, own, merge=False)
+def _take(config: DictConfig, group: str, value: Mapping[str, Any], given: Iterable[str]) -> None:
+    """Put the stored node in place, then again what this machine and the command line say."""
+    own = {key for key in given if key.startswith(f"{group}.")}
+    own |= {f"{group}.{key}" for key in HERE if group == "dataset" and key in config[group]}
+    kept = {key: OmegaConf.select(config, key) for key in own}
+    OmegaConf.update(config, group, json.loads(json.dumps(value)), merge=False)
+    for key, here in kept.items():
+        OmegaConf.update(config, key, here, merge=False)
+
+
+def _keys(overrides: Iterable[str]) -> set[str]:
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}

@@ -6,7 +6,7 @@ Files of other people may be a plain state dict, or hold one under `model` or `s
 """
 
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,14 +40,15 @@ def load(path: Path) -> dict[str, Any]:
             "advtrain, or a state dict saved by torch.save."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"checkpoint={path} is damaged or no checkpoint at all.") from error
+        with warnings.catch_warnings(action="ignore"):  # torch's own words on foreign objects
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint={path} is damaged, or holds objects beside weights and plain values, and "
             "is not opened: they could run code. Save model.state_dict() alone and give that file."
         ) from error
+    except Exception as error:  # a damaged file fails in any way, deep inside the reader
+        raise CheckpointError(f"checkpoint={path} is damaged or no checkpoint at all.") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"checkpoint={path} holds a {type(content).__name__}, not a state dict."
@@ -76,9 +77,13 @@ def weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     inner: Any = next(
         (content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content
     )
-    tensors = {key: value for key, value in inner.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value
+        for key, value in inner.items()
+        if isinstance(value, Tensor) and isinstance(key, str)
+    }
     if not tensors or len(tensors) < len(inner):
-        entries = ", ".join(map(str, list(content)[:6]))
+        entries = _few([ascii(key)[:60] for key in content])
         raise CheckpointError(f"checkpoint={path} holds no state dict: its entries are {entries}.")
     for prefix in PREFIXES:
         if all(key.startswith(prefix) for key in tensors):
@@ -115,4 +120,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = [name if name.isprintable() else ascii(name) for name in names[:3]]
+    return ", ".join(name[:120] for name in shown) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )

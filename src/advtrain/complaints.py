@@ -18,6 +18,14 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
         return _no_option(found[1], found[2])
     if found := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
         return _no_option(found[1], found[2])
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]}: a list of values is a grid; add -m, or write [a,b] for one list."
+    if found := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{found[1]} is not there, but something refers to it; do not remove it."
+    if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
+        return f"{str(error).splitlines()[0]} Quote values with spaces or signs: 'key=\"a b\"'."
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

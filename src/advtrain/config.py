@@ -2,8 +2,8 @@
 
 A node with `_target_: package.module.name` is a call; with `_partial_: true`, the target with its
 configuration bound. `check` reads signatures from source, so that a misspelt key, a wrong type or
-an absurd value is refused in a moment; `build` imports and calls. Targets outside advtrain need
-their package in `allowed`: those are named by the person at the command line, never by a file.
+an absurd value is refused in a moment; `build` imports and calls. `allowed` names the packages
+beside advtrain whose code may be called: the person at the command line names them, never a file.
 """
 
 import importlib
@@ -21,7 +21,13 @@ from advtrain.signatures import Kind, Signature
 
 PROGRAM = "advtrain.runs.Program"  # the fields of the root
 MARKS = ("_target_", "_partial_")
-FACTS = {"dataset": ("eps", "mean", "std", "epochs", "batch_size", "replays")}
+FACTS = {
+    "dataset": {
+        **{"eps": "Mapping[str, NonNegative]", "mean": "list[float] | None"},
+        **{"std": "list[Positive] | None", "epochs": "Count", "batch_size": "Count"},
+        "replays": "Count",
+    }
+}
 """Keys that a node holds for other nodes to refer to, beside the parameters of its target."""
 
 
@@ -45,7 +51,8 @@ def register_resolvers() -> None:
 def _limit(value: Any, bound: Any) -> Any:
     if value is None or bound is None:
         return bound if value is None else value
-    return min(value, bound)
+    numbers = number(value), number(bound)
+    return min(value, bound) if None not in numbers else value
 
 
 def _step(eps: Any, steps: Any) -> Any:
@@ -97,7 +104,7 @@ def _resolution(error: OmegaConfBaseException) -> str:
     return f"{key}: {reason}"
 
 
-def check(config: Mapping[str, Any], *, allowed: Iterable[str] = ("advtrain",)) -> None:
+def check(config: Mapping[str, Any], *, allowed: Iterable[str] = ()) -> None:
     """Refuse a configuration that could not be built: all its problems in one ConfigError."""
     roots = tuple(allowed)
     problems = _unique(_problems({"_target_": PROGRAM, **config}, "", roots))
@@ -135,7 +142,10 @@ def _target_problems(node: Mapping[str, Any], path: str, allowed: tuple[str, ...
     except ConfigError as error:
         yield str(error)
         return
-    given = {key: value for key, value in node.items() if key not in (*MARKS, *FACTS.get(path, ()))}
+    facts = {key: signatures.kind(text) for key, text in FACTS.get(path, {}).items()}
+    given = {key: value for key, value in node.items() if key not in (*MARKS, *facts)}
+    for key in facts.keys() & node.keys():
+        yield from _value_problems(node[key], _join(path, key), facts[key], allowed)
     for key, value in given.items():
         name = _join(path, key)
         if key not in signature.keys:
@@ -191,7 +201,8 @@ def _accepts(kind: Kind, value: Any) -> bool:
             real = number(value)
             return real is not None and (kind.allowed is None or real in kind.allowed)
         case "list":
-            return isinstance(value, list) and all(_accepts(m, v) for m in kind.of for v in value)
+            fits = isinstance(value, list) and kind.length in (None, len(value))
+            return fits and all(_accepts(member, v) for member in kind.of for v in value)
         case "mapping":
             members = value.values() if isinstance(value, Mapping) else [None]
             return isinstance(value, Mapping) and all(
@@ -202,7 +213,31 @@ def _accepts(kind: Kind, value: Any) -> bool:
     raise AssertionError(kind)
 
 
-def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ("advtrain",)) -> Any:
+def settled(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A checked configuration with the values at its root of the types that they stand for."""
+    keys = signatures.read(PROGRAM).keys
+    return {key: _coerce(keys[key].kind, value) for key, value in config.items()}
+
+
+def confined(node: Any, package: str, path: str, allowed: Iterable[str] = ()) -> None:
+    """Refuse a node out of a file if it calls code outside of `package` (and those `allowed`).
+
+    Nor may it hold interpolations: what a file brings is resolved already.
+    """
+    if isinstance(node, Mapping):
+        target = str(node.get("_target_", f"{package}."))
+        if not target.startswith(f"{package}.") and target.split(".")[0] not in tuple(allowed):
+            raise ConfigError(f"{path}._target_={target} is refused: a file may name {package}.")
+        for key, value in node.items():
+            confined(value, package, _join(path, key), allowed)
+    elif isinstance(node, list):
+        for value in node:
+            confined(value, package, path, allowed)
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{path}={_brief(node)} is refused: a file may hold no interpolation.")
+
+
+def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ()) -> Any:
     """Make what `node` describes; `data` goes before the star of the outermost target.
 
     ConfigError: a target that does not exist, or outside the packages of `allowed`.
@@ -236,7 +271,7 @@ def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ("advt
         raise ConfigError(f"{path or target}: {error}") from error
 
 
-def make(node: Any, *data: Any, path: str, allowed: Iterable[str] = ("advtrain",)) -> Any:
+def make(node: Any, *data: Any, path: str, allowed: Iterable[str] = ()) -> Any:
     """`build`, calling the outermost target now: for nodes whose data the program has at hand."""
     called = (
         {**node, "_partial_": False} if isinstance(node, Mapping) and "_target_" in node else node
@@ -246,7 +281,7 @@ def make(node: Any, *data: Any, path: str, allowed: Iterable[str] = ("advtrain",
 
 def _signature(target: Any, path: str, allowed: tuple[str, ...]) -> Signature:
     where = f"{path or 'the root'}._target_"
-    if not isinstance(target, str) or target.split(".")[0] not in allowed:
+    if not isinstance(target, str) or target.split(".")[0] not in ("advtrain", *allowed):
         raise ConfigError(_foreign(where, target))
     try:
         return signatures.read(target)
@@ -277,15 +312,22 @@ def _coerce(kind: Kind, value: Any) -> Any:
     return value
 
 
-def unread(config: DictConfig, overrides: Iterable[str]) -> None:
-    """Refuse `attack.…` on the command line of a run in which nothing refers to the attack."""
+TRAINED_BY = ("epochs", "batch_size")
+TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty", "validate")
+
+
+def unread(config: DictConfig, overrides: Iterable[str]) -> set[str]:
+    """The overrides of this run that nothing in it reads."""
+    judging = config.job == "eval"
+    attack = "${attack" in _text_without(config, "attack")
+    found = set()
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key.startswith("attack.") and "${attack" not in _text_without(config, "attack"):
-            raise ConfigError(
-                f"{override}: nothing in this run reads attack. The chosen defense trains without "
-                "one; choose another defense, or leave the key out."
-            )
+        group = key.partition(".")[0]
+        training = key in TRAINED_BY or (group in TRAINING and key != group)
+        if (group == "attack" and (judging or not attack)) or (judging and training):
+            found.add(override)
+    return found
 
 
 def _text_without(config: DictConfig, group: str) -> str:

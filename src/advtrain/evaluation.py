@@ -7,7 +7,7 @@ example that is wrong without an attack is not robust, whatever an attack makes 
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -125,17 +125,18 @@ def judge(
             clean_logits = counted(x)
         clean = right(clean_logits, y)
         if row.attack is None:
-            adversarial, robust, outside = clean, clean, 0
+            adversarial, robust, outside, non_finite = clean, clean, 0, 0
         else:
             x_adv = row.attack(counted, x, y).detach()
             valid = inside(x_adv, x, row.threat)
             with torch.no_grad(), full_precision(model):
                 logits = counted(torch.where(_per_image(valid, x), x_adv, x))
             # Logits that are not finite are no success of the attack: they fool nobody.
-            fooled = valid & torch.isfinite(logits).all(1) & (logits.argmax(1) != y)
+            finite = torch.isfinite(logits).all(1)
+            fooled = valid & finite & (logits.argmax(1) != y)
             adversarial = torch.where(valid, ~fooled, clean)
             robust = clean & ~fooled
-            outside = int((~valid).sum())
+            outside, non_finite = int((~valid).sum()), int((valid & ~finite).sum())
             if show is not None:
                 show(x, x_adv, y, clean_logits, logits)
     return Verdicts(
@@ -145,6 +146,7 @@ def judge(
         adversarial=_bits(adversarial),
         robust=_bits(robust),
         outside=outside,
+        non_finite=non_finite,
         forward_passes=counted.forward_passes,
         backward_passes=counted.backward_passes,
         seconds=round(time.perf_counter() - began, 4),
@@ -157,11 +159,16 @@ def right(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def inside(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
-    """Which proposals (B, ...) are finite, in [0, 1] and, with a threat, within its eps: (B,)."""
+    """Which proposals (B, ...) are finite, in the box and within eps of the threat: (B,).
+
+    Without a threat the box is [0, 1] and eps unbounded.
+    """
     if x_adv.shape != x.shape:
         raise ValueError(f"an attack returned shape {tuple(x_adv.shape)} for {tuple(x.shape)}.")
     flat = x_adv.flatten(1)
-    valid = torch.isfinite(flat).all(1) & (flat >= -SLACK).all(1) & (flat <= 1 + SLACK).all(1)
+    low, high = getattr(threat, "low", 0.0), getattr(threat, "high", 1.0)
+    boxed = (flat >= low - SLACK).all(1) & (flat <= high + SLACK).all(1)
+    valid = torch.isfinite(flat).all(1) & boxed
     if threat is not None:
         valid = valid & (threat.distance(x_adv, x) <= threat.eps * (1 + SLACK) + SLACK)
     return valid
@@ -176,7 +183,11 @@ def _bits(mask: Tensor) -> str:
 
 
 def rows(attacks: Mapping[str, Attack], keys: Mapping[str, str]) -> Iterator[Row]:
-    """`clean` first, then the attacks in their order; `keys` are the fingerprints."""
+    """`clean` first, then the attacks in their order; `keys` are the fingerprints.
+
+    A row called `pgd` is named for the norm of its threat, pgd_linf or pgd_l2.
+    """
     yield Row("clean", keys["clean"], None)
     for name, attack in attacks.items():
-        yield Row(name, keys[name], attack)
+        row = Row(name, keys[name], attack)
+        yield replace(row, name=f"pgd_{row.threat.norm}") if name == "pgd" and row.threat else row

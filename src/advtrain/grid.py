@@ -9,6 +9,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -49,14 +50,15 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> Iterato
     """The configuration of one job, `hydra` included; its interpolations work inside."""
     register_resolvers()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    before = HydraConfig.instance().cfg
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", [*overrides, *extra], return_hydra_config=True)
+    running, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()  # a job composes inside of the application that runs it
     try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = compose("config", [*overrides, *extra], return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         yield config
     finally:
-        HydraConfig.instance().cfg = before
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, before
 
 
 def ours(config: DictConfig) -> DictConfig:

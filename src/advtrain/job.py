@@ -2,28 +2,32 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from advtrain import status
 from advtrain.adopt import adopt
 from advtrain.checkpoints import CheckpointError
-from advtrain.config import ConfigError, check, plain
+from advtrain.config import ConfigError, check, plain, settled
 from advtrain.data.errors import DataError
+from advtrain.files import remove_leftovers
 from advtrain.lock import locked
 from advtrain.program import execute
-from advtrain.reporting.terminal import print_run
+from advtrain.ranges import RangeError
+from advtrain.reporting.terminal import print_run, unread_output
 from advtrain.stopping import Stopped, listening
 from advtrain.training import TrainingFailed
 
 log = logging.getLogger(__name__)
 
 FAILED, INVALID = 1, 2
-WRONG_INPUT = (ConfigError, DataError, CheckpointError)
+WRONG_INPUT = (ConfigError, DataError, CheckpointError, HydraException, RangeError)
 FORESEEN = (*WRONG_INPUT, TrainingFailed, OSError)
 
 
@@ -38,10 +42,12 @@ def run_job(
     """
     try:
         with locked(directory / ".lock", wait=False):
+            remove_leftovers(directory, directory / "checkpoints")
             _run(config, directory, facts, allowed)
     except BlockingIOError:
         _tell(f"hydra.run.dir={directory}: another process is at work there. Choose another.")
-        raise SystemExit(INVALID) from None
+        if facts["family"] is None:
+            raise SystemExit(INVALID) from None
 
 
 def _run(
@@ -51,23 +57,31 @@ def _run(
     with listening() as stop:
         try:
             if config.job == "eval" and config.checkpoint is not None:
-                config, taken = adopt(config, facts)
+                config, taken = adopt(config, facts, allowed)
                 facts |= taken
             resolved = plain(config)
             check(resolved, allowed=allowed)
+            resolved = settled(resolved)
             status.write(directory, "running", **facts, config=resolved)
             execute(resolved, directory, facts, allowed, stop)
         except Stopped as stopped:
             _end(directory, "interrupted", str(stopped), stopped.exit_code)
-            _tell(f"{stopped}; the same command with hydra.run.dir={directory} goes on.")
+            grid = facts["family"] is not None
+            where = f"hydra.sweep.dir={directory.parent}" if grid else f"hydra.run.dir={directory}"
+            again = f"{where} resume=true"
+            _tell(f"{stopped}; the same command with {again} goes on.")
             raise SystemExit(stopped.exit_code) from stopped
         except KeyboardInterrupt:
-            _end(directory, "interrupted", "stopped at once", 130)
-            raise SystemExit(130) from None
+            code = 128 + (stop.signum or signal.SIGINT)
+            _end(directory, "interrupted", "stopped at once", code)
+            _tell(f"stopped at once; what was saved last is in {directory}.")
+            raise SystemExit(code) from None
         except Exception as error:
             _fail(directory, error)
         else:
             _show(directory)
+    if stop.signum is not None and facts["family"] is not None:
+        raise SystemExit(128 + stop.signum)  # it came too late for this job, not for the next
 
 
 def _fail(directory: Path, error: Exception) -> None:
@@ -90,9 +104,10 @@ def _end(directory: Path, state: str, error: str | None, code: int) -> None:
 
 def _show(directory: Path) -> None:
     """The table of the run, on standard output, and where the rest is."""
-    if (directory / "results.json").exists():
-        print_run(directory)
-    print(directory / "report.html", flush=True)
+    with unread_output():
+        if (directory / "results.json").exists():
+            print_run(directory)
+        print(directory / "report.html", flush=True)
 
 
 def _tell(message: str) -> None:

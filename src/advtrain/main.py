@@ -1,4 +1,4 @@
-"""The command: Hydra around `runs.execute`, and what became of it as an exit code.
+"""The command: Hydra around `program.execute`, and what became of it as an exit code.
 
 Composition, help and errors in the configuration never import torch; a job does.
 """
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import config as configuration
 from advtrain import status
+from advtrain.adopt import recorded
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.grid import Locate, choices, composed, jobs, ours, parse
@@ -30,11 +31,13 @@ def main() -> None:
     configuration.register_resolvers()
     try:
         parsed = parse(sys.argv[1:])
+        if not parsed.multirun:
+            sys.argv[1:1] = of_checkpoint(parsed.overrides)
+            parsed = parse(sys.argv[1:])
         if not (
             parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
         ):
-            for overrides in jobs(parsed):
-                validate(overrides, parsed.config_dir)
+            validate(jobs(parsed), parsed.config_dir)
         app()
         code = _code_of_runs()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -43,6 +46,8 @@ def main() -> None:
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
         print(f"advtrain: {message}", file=sys.stderr)
         code = INVALID
+    except BrokenPipeError:
+        code = DONE
     except OSError as error:  # of the run directory; those of a job end in its status
         print(
             f"advtrain: {error.filename} cannot be written ({error.strerror}); choose another "
@@ -55,30 +60,47 @@ def main() -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
-        if Locate.sweep is not None:
+        if Locate.sweep is not None and Locate.sweep.is_dir():
             _report_grid(Locate.sweep)
     sys.exit(code)
 
 
-def validate(overrides: list[str], config_dir: str | None = None) -> None:
-    """Raise ConfigError, or Hydra's own error, if a job of these overrides could not be built."""
-    with composed(overrides, config_dir) as config:
-        chosen = ours(config)
-        configuration.unread(chosen, overrides)
-        configuration.check(configuration.plain(chosen), allowed=packages(chosen, overrides))
+def validate(grid: list[list[str]], config_dir: str | None = None) -> None:
+    """Raise ConfigError, or Hydra's own error, if a job of this grid could not be built.
+
+    A key that one job does not read is fine as long as another one does.
+    """
+    unread: list[set[str]] = []
+    for overrides in grid:
+        with composed(overrides, config_dir) as config:
+            chosen = ours(config)
+            configuration.check(configuration.plain(chosen), allowed=packages(chosen, overrides))
+            unread.append(configuration.unread(chosen, overrides))
+    for override in sorted(set.intersection(*unread)) if unread else []:
+        raise ConfigError(
+            f"{override}: nothing in this run reads it. job=eval trains nothing, and some defenses "
+            "train without an attack; leave it out."
+        )
+
+
+def of_checkpoint(overrides: list[str]) -> list[str]:
+    """With job=eval, the choices that the run at `checkpoint=` was trained with."""
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if given.get("job") != "eval" or not given.get("checkpoint"):
+        return []
+    return recorded(given["checkpoint"].strip("'\""), overrides)
 
 
 def packages(config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
-    """advtrain, and the packages that the command line itself names."""
+    """The packages beside advtrain that the command line itself names."""
+    given = [(key.lstrip("+"), value) for key, _, value in (o.partition("=") for o in overrides)]
     named = [
-        override.partition("=")[2].strip("'\"").split(".")[0]
-        for override in overrides
-        if override.partition("=")[0].endswith(("_target_", "model.factory"))
+        value.strip("'\"").split(".")[0]
+        for key, value in given
+        if key.endswith("_target_") or key == "model.factory"
     ]
-    listed = (
-        config.packages if any(o.lstrip("+").startswith("packages=") for o in overrides) else []
-    )
-    return ("advtrain", *named, *(str(each) for each in listed))
+    listed = config.packages if any(key == "packages" for key, _ in given) else []
+    return (*named, *(str(each) for each in listed))
 
 
 @hydra.main(version_base="1.3", config_path=str(configuration.conf_dir()), config_name="config")
@@ -106,23 +128,26 @@ def _code_of_runs() -> int:
 
 
 def _report_grid(sweep: Path) -> None:
-    from advtrain.reporting.terminal import print_table
+    from advtrain.reporting.terminal import print_table, unread_output
     from advtrain.reporting.writing import write_sweep
 
     try:
-        print_table(write_sweep([sweep], sweep))
-        print(sweep / "report.html", flush=True)
+        table = write_sweep([sweep], sweep)
+        with unread_output():
+            print_table(table)
+            print(sweep / "report.html", flush=True)
     except (OSError, ValueError) as error:
         print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)
 
 
 def _retell(error: Exception) -> str:
     """One sentence for an error of composition, with the names that would have been right."""
-    overrides = [each for each in sys.argv[1:] if not each.startswith("-")]
+    parsed = parse(sys.argv[1:])
+    overrides = list(parsed.overrides)
     chosen = [each for each in overrides if "." not in each.partition("=")[0]]
     for context in (chosen, []):
         try:
-            with composed(context) as base:
+            with composed(context, parsed.config_dir) as base:
                 return explain(error, overrides, base)
         except (HydraException, OmegaConfBaseException):
             continue

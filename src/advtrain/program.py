@@ -8,7 +8,7 @@ from advtrain import checkpoints, status
 from advtrain.config import ConfigError, make
 from advtrain.reporting.writing import write_run
 from advtrain.run_evaluation import evaluate_model
-from advtrain.run_training import train
+from advtrain.run_training import differences, identity, train
 from advtrain.runs import Setting, make_model, setting, start_weights
 from advtrain.tracking import Tracker
 
@@ -26,7 +26,11 @@ def execute(
             "checkpoint=null, but job=eval judges a checkpoint: give a run directory, a checkpoint "
             "file, or someone's state dict."
         )
+    if not config["name"].strip():
+        raise ConfigError("name= is empty; it names the run and its folder.")
     here = setting(config, directory, allowed)
+    if config["eval"]:
+        here.build("eval")  # what is wrong with it is said before hours of training
     tracker: Tracker = make(
         config["logger"],
         config,
@@ -60,6 +64,8 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
         return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
     best = here.directory / "checkpoints" / "best.pt"
     content = checkpoints.load(best)
+    for key, (there, now) in differences(identity(content["config"]), identity(config)).items():
+        raise ConfigError(f"{best} is of a run with {key}={there}, not {now}; use resume=false.")
     checkpoints.restore(model, checkpoints.weights(content, best), best)
     chosen = {**facts, "selected_on": content["judged_by"]}
     return evaluate_model(model, here, chosen, "best", stop)

@@ -49,7 +49,11 @@ ImportPath = str
 """The dotted name of a callable; outside advtrain only where the command line names its package."""
 
 
+class RangeError(ValueError):
+    """A hyper-parameter is outside of its range; the message names it, its value and the range."""
+
+
 def require(name: str, value: float, allowed: Range) -> None:
-    """Raise ValueError, naming the key, the value and what is allowed, if `value` is outside."""
+    """Raise RangeError, naming the key, the value and what is allowed, if `value` is outside."""
     if value not in allowed:
-        raise ValueError(f"{name} is {value}; allowed is {allowed}.")
+        raise RangeError(f"{name} is {value}; allowed is {allowed}.")

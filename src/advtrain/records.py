@@ -17,7 +17,8 @@ class Verdicts:
 
     row: the row's fingerprint. clean, adversarial: right on the image, on the proposal, one
     character 0 or 1 per example. robust: right on both, where an invalid proposal counts as the
-    image itself. outside: proposals outside the set or not finite.
+    image itself. outside: proposals outside the set or not finite. non_finite: valid proposals
+    with logits that are not finite, which fool nobody.
     """
 
     row: str
@@ -26,6 +27,7 @@ class Verdicts:
     adversarial: str
     robust: str
     outside: int
+    non_finite: int
     forward_passes: int
     backward_passes: int
     seconds: float
@@ -40,7 +42,7 @@ class VerdictLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines = list(self._whole_lines())
+        self.lines = {self._key(line): line for line in self._whole_lines()}
 
     def _whole_lines(self) -> Iterator[Verdicts]:
         if not self.path.exists():
@@ -59,18 +61,19 @@ class VerdictLog:
                     "evaluate again."
                 ) from error
 
+    @staticmethod
+    def _key(line: Verdicts) -> tuple[str, int, int]:
+        return line.row, line.start, line.examples
+
     def find(self, row: str, start: int, examples: int) -> Verdicts | None:
-        for line in self.lines:
-            if (line.row, line.start, line.examples) == (row, start, examples):
-                return line
-        return None
+        return self.lines.get((row, start, examples))
 
     def append(self, verdicts: Verdicts) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(verdicts)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines.append(verdicts)
+        self.lines[self._key(verdicts)] = verdicts
 
 
 def interval(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from advtrain.evaluation import Row
@@ -42,6 +43,7 @@ def row_record(row: Row, verdicts: Sequence[Verdicts], view: str = "identity") -
         "n": n,
         "ci95": list(interval(hits, n)),
         "outside": sum(each.outside for each in verdicts),
+        "non_finite": sum(each.non_finite for each in verdicts),
         "forward_passes": sum(each.forward_passes for each in verdicts),
         "backward_passes": sum(each.backward_passes for each in verdicts),
         "seconds": round(sum(each.seconds for each in verdicts), 3),
@@ -60,8 +62,33 @@ def worst_case(rows: Iterable[tuple[Row, Sequence[Verdicts]]]) -> dict[str, floa
     return found | {norm: sum(bits) / len(bits) for norm, bits in standing.items()}
 
 
+def printable(value: Any) -> Any:
+    """`value` with numbers that JSON has no word for (inf, nan) as text."""
+    if isinstance(value, Mapping):
+        return {key: printable(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [printable(member) for member in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
+
+
 def document(
     facts: Mapping[str, Any], rows: Sequence[dict[str, Any]], **measured: Any
 ) -> dict[str, Any]:
     """The whole of results.json; `facts` describe the run, `measured` what it found."""
     return {"schema": SCHEMA, **facts, "rows": list(rows), **measured}
+
+
+def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What the rows themselves say against their numbers."""
+    found = []
+    for row in rows:
+        said = {
+            "outside": "proposals lie outside the set or the box, or are not finite; they count as "
+            "no success, so this accuracy is too high for the attack",
+            "non_finite": "proposals get logits that are not finite, which fool nobody here",
+        }
+        for check, message in said.items():
+            if row[check]:
+                text = f"{row[check]} of {row['n']} {message}."
+                found.append({"check": check, "row": row["name"], "message": text})
+    return found

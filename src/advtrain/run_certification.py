@@ -12,6 +12,7 @@ from advtrain.certification.log import Certificate, Writer, read, repair
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.summary import summarise
 from advtrain.files import write_json
+from advtrain.precision import full_precision
 from advtrain.progress import Progress
 from advtrain.results import fingerprint
 from advtrain.runs import Certification, Setting
@@ -24,19 +25,19 @@ def certify(
     model: nn.Module,
     setting: Setting,
     plan: Certification,
-    weights: str,
+    seen: str,
     stop: Callable[[], None],
 ) -> dict[str, Any]:
     """Certify the first `plan.size` test examples; the entry `certified` of results.json.
 
-    idx is the position of an image in the file that it came from; its noise depends on that and
-    on the seed alone. Certificates of other weights or settings, told by certify.json, are
-    replaced.
+    Certificates are those of the network in fp32. idx is the place of an image among the test
+    images of its data set; its noise depends on that and on the seed alone. `seen` names network
+    and examples; certificates of others, told by certify.json, are replaced.
     """
     config, examples = setting.config, setting.data.test
     size = min(len(examples), plan.size or len(examples))
     asked = {"sigma": plan.sigma, "n0": plan.n0, "n": plan.n, "alpha": plan.alpha}
-    key = fingerprint(weights, asked, config["seed"], config["precision"], setting.data.summary())
+    key = fingerprint(seen, asked, config["seed"])
     log = setting.directory / "certify.tsv"
     header = setting.directory / "certify.json"
     if not header.exists() or json.loads(header.read_text()).get("key") != key:
@@ -46,7 +47,8 @@ def certify(
     source = examples.source[:size].tolist()
     done = {each.index for each in repair(log).certificates}
     missing = [place for place in range(size) if source[place] not in done]
-    with Writer(log) as writer, Progress(size, "certify", "img", done=size - len(missing)) as bar:
+    bar = Progress(size, "certify", "img", done=size - len(missing))
+    with full_precision(model), Writer(log) as writer, bar:
         for first in range(0, len(missing), AT_ONCE):
             stop()
             began = time.perf_counter()
@@ -68,4 +70,4 @@ def certify(
             f"{'certified':<12} {100 * summary['accuracy']:6.2f} %  at radius 0  "
             f"ACR {summary['acr']:.3f}  n {size}"
         )
-    return dict(summary)
+    return {**summary, "seconds": round(sum(each.seconds for each in chosen), 3)}

@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advtrain.config import ConfigError
+from advtrain.data.split import Split
 from advtrain.evaluation import Row, Show, evaluate, rows
 from advtrain.files import write_atomic, write_json
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog, Verdicts
-from advtrain.results import document, fingerprint, row_record, worst_case
+from advtrain.results import document, fingerprint, printable, row_record, warnings, worst_case
 from advtrain.run_certification import certify
-from advtrain.runs import Evaluation, Setting, elapsed, parameters
+from advtrain.runs import Evaluation, Setting, parameters
 
 PICTURES = 8  # adversarial examples kept for the report
+DIGESTED = 1000  # images whose pixels tell one set of examples from another
 
 
 def evaluate_model(
@@ -32,30 +35,32 @@ def evaluate_model(
     Returns the content of results.json.
     """
     plan: Evaluation = setting.build("eval")
-    clock = elapsed()
     examples = setting.data.test
     size = min(len(examples), plan.size or len(examples))
     described = _describe(model, setting, facts, checkpoint, size)
-    weights = digest(model)
-    keys = row_keys(setting, weights, plan.batch_size)
+    seen = fingerprint(digest(model), setting.config["model"], digest_of(examples, size))
+    keys = row_keys(setting, seen, plan.batch_size)
     log = VerdictLog(setting.directory / "verdicts.jsonl")
     found: list[tuple[Row, Sequence[Verdicts]]] = []
     certified: dict[str, Any] | None = None
 
     def write() -> dict[str, Any]:
+        records = [row_record(row, verdicts) for row, verdicts in found]
+        seconds = sum(record["seconds"] for record in records)
         content = document(
             described,
-            [row_record(row, verdicts) for row, verdicts in found],
+            records,
             worst_case=worst_case(found),
             certified=certified,
-            warnings=[],
+            warnings=warnings(records),
             environment=environment(setting),
-            seconds=clock(),
+            seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
         )
         write_json(setting.directory / "results.json", content)
         return content
 
     for row in rows(plan.attacks, keys):
+        known = len(log.lines)
         with Progress(size, row.name, "img") as bar:
 
             def watch(verdicts: Verdicts, bar: Progress = bar) -> None:
@@ -74,25 +79,24 @@ def evaluate_model(
                 show=_keep_pictures(setting, row),
             )
             found.append((row, verdicts))
-            write()
+            if len(log.lines) > known:  # else all of it stands in results.json already
+                write()
             bar.say(_line(row_record(row, verdicts)))
     if plan.certify is not None:
-        certified = certify(model, setting, plan.certify, weights, stop)
+        certified = certify(model, setting, plan.certify, seen, stop)
     return write()
 
 
-def row_keys(setting: Setting, weights: str, batch_size: int) -> dict[str, str]:
-    """The fingerprint of each row: all that its verdicts depend on."""
+def row_keys(setting: Setting, seen: str, batch_size: int) -> dict[str, str]:
+    """The fingerprint of each row: all that its verdicts depend on.
+
+    `seen`: that of the network and the examples.
+    """
     config = setting.config
-    common = (
-        weights,
-        {k: v for k, v in config["dataset"].items() if k in ("_target_", "test_size", "classes")},
-        setting.data.summary()["test"],
-        config["seed"],
-        config["precision"],
-        batch_size,
-    )
+    common = (seen, config["seed"], config["precision"], batch_size)
     attacks = config["eval"]["attacks"]
+    if "clean" in attacks:
+        raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
     return {"clean": fingerprint(*common)} | {
         name: fingerprint(*common, name, node) for name, node in attacks.items()
     }
@@ -103,8 +107,21 @@ def digest(model: nn.Module) -> str:
     total = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        total.update(_bytes(tensor))
     return total.hexdigest()
+
+
+def digest_of(examples: Split, size: int) -> str:
+    """A name for the first `size` examples: their labels, and pixels of up to DIGESTED of them."""
+    total = hashlib.blake2b(digest_size=16)
+    total.update(_bytes(examples.labels[:size]))
+    total.update(_bytes(examples.batch(slice(0, min(size, DIGESTED)))[0]))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _describe(
@@ -131,7 +148,7 @@ def _describe(
         "selected_on": facts.get("selected_on"),
         "choices": dict(choices),
         "overrides": list(facts.get("overrides", [])),
-        "config": dict(config),
+        "config": printable(dict(config)),
     }
 
 
@@ -148,10 +165,10 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 
 def _keep_pictures(setting: Setting, row: Row) -> Show | None:
-    """Saves the first images of the first row that attacks with the training threat, by PGD."""
+    """Saves the first images of the row that attacks with the training norm in several steps."""
     path = setting.directory / "examples.npz"
-    wanted = row.threat is not None and row.settings.get("steps") is not None
-    if not wanted or path.exists():
+    norm = setting.build("threat").norm
+    if row.threat is None or row.threat.norm != norm or row.settings.get("steps") is None:
         return None
 
     def show(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adversarial: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from advtrain import checkpoints
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
+from advtrain.data.split import Data
 from advtrain.evaluation import Row, judge
 from advtrain.files import write_text
 from advtrain.optimizers import require_rates
@@ -20,14 +21,18 @@ from advtrain.runs import Setting, Validation, make_model, start_weights
 from advtrain.seeding import stream
 from advtrain.stopping import Stopped
 from advtrain.tracking import Tracker
-from advtrain.training import Method, TrainState, epochs
+from advtrain.training import Method, TrainState, epochs, require_finite_weights
 from advtrain.types import Logs
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 VALIDATION_BATCH = 500
-FREE_KEYS = {"job", "name", "eval", "logger", "resume", "device", "packages", "scale", "compile"}
-"""Keys that may differ between a run and its continuation; of `dataset`, those of PLACES too."""
-PLACES = {"root", "download", "cache", "device_limit", "workers"}
+FREE_KEYS = {
+    *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
+    *("scale", "compile"),
+}
+"""Keys that may differ between a run and its continuation: they do not decide the weights, or
+stand in other nodes too (attack). Of `dataset`, those of PLACES."""
+PLACES = {"root", "download", "cache", "device_limit", "workers", "eps", "epochs", "batch_size"}
 
 
 @dataclass
@@ -62,23 +67,33 @@ def train(
         config["seed"],
         config["dataset"]["replays"],
     )
+    once = replace(batches, replays=1)
     total = config["epochs"]
-    state = _state(setting, total * len(batches))
+    last = setting.directory / "checkpoints" / "last.pt"
+    going_on = last.exists() and config["resume"]
+    if not going_on:  # never the weights of an older run beside the numbers of this one
+        last.unlink(missing_ok=True)
+        last.with_name("best.pt").unlink(missing_ok=True)
+    state = _state(setting, total * len(batches), start=None if going_on else config["checkpoint"])
     method = Method(
         descent=setting.build("descent"),
         penalties=setting.build("penalty"),
         rates=setting.build("schedule"),
         seed=config["seed"],
     )
-    require_rates(state.optimizer, method.rates)
+    try:
+        require_rates(state.optimizer, method.rates)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     validation: Validation = setting.build("validate")
     history = History()
-    last = setting.directory / "checkpoints" / "last.pt"
-    if last.exists() and config["resume"]:
-        _resume(last, state, history, identity(config))
+    if going_on:
+        _resume(last, state, history, setting)
+        _write_metrics(setting.directory, history.reports)  # a kill may have come before that
 
     def save(path: Path, **more: Any) -> None:
-        checkpoints.save(path, _content(setting, facts, state, history, len(batches)) | more)
+        require_finite_weights(state)
+        checkpoints.save(path, _content(setting, facts, state, len(batches)) | more)
 
     images = len(batches.split) * batches.replays
     done = images * state.step // len(batches)
@@ -100,8 +115,8 @@ def train(
         try:
             for report in reports:
                 epoch = int(report["epoch"])
+                state.average.prepare(once.epoch(epoch))
                 if epoch % validation.every == 0 or epoch == total:
-                    state.average.prepare(batches.epoch(epoch))
                     report |= validate(state.average.model, setting, validation)
                 history.reports.append(report)
                 if history.improves(report, state.defense.judged_by):
@@ -115,10 +130,10 @@ def train(
             raise
 
 
-def _state(setting: Setting, steps: int) -> TrainState:
+def _state(setting: Setting, steps: int, start: str | None) -> TrainState:
     config, data = setting.config, setting.data
     model = make_model(config, data.shape, len(data.classes), setting.device, setting.allowed)
-    start_weights(model, config["checkpoint"])
+    start_weights(model, start)
     return TrainState(
         model=model,
         optimizer=setting.build("optimizer", model.parameters()),
@@ -134,7 +149,6 @@ def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict
     if size == 0:
         return {}
     row = Row("validation", "validation", validation.attack)
-    training = model.training
     bits = {"val_acc": "", "val_adv_acc": ""}
     for start in range(0, size, VALIDATION_BATCH):
         x, y = split.batch(slice(start, min(start + VALIDATION_BATCH, size)))
@@ -142,7 +156,6 @@ def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict
             verdicts = judge(model, x, y, row, start=start)
         bits["val_acc"] += verdicts.clean
         bits["val_adv_acc"] += verdicts.robust
-    model.train(training)
     return {name: each.count("1") / size for name, each in bits.items()}
 
 
@@ -154,7 +167,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(
-    setting: Setting, facts: Mapping[str, Any], state: TrainState, history: History, steps: int
+    setting: Setting, facts: Mapping[str, Any], state: TrainState, steps: int
 ) -> dict[str, Any]:
     data = setting.data
     return {
@@ -162,30 +175,34 @@ def _content(
         "epoch": state.step / steps if state.step % steps else state.step // steps,
         "config": dict(setting.config),
         "choices": dict(facts.get("choices", {})),
-        "data": {"shape": list(data.shape), "classes": len(data.classes), **_split_facts(data)},
+        "data": described(data),
         "judged_by": state.defense.judged_by if len(data.validation) else "last epoch",
         "torch": str(torch.__version__),
     }
 
 
-def _split_facts(data: Any) -> dict[str, Any]:
-    return {"names": list(data.classes), "summary": data.summary()}
+def described(data: Data) -> dict[str, Any]:
+    """What a network is built for and trained on, as plain values."""
+    names, summary = list(data.classes), data.summary()
+    return {"shape": list(data.shape), "classes": len(names), "names": names, "summary": summary}
 
 
 def _training(state: TrainState, history: History) -> dict[str, Any]:
     return {"state": state.state_dict(), "reports": history.reports, "best": list(history.best)}
 
 
-def _resume(path: Path, state: TrainState, history: History, wanted: Mapping[str, Any]) -> None:
+def _resume(path: Path, state: TrainState, history: History, setting: Setting) -> None:
     content = checkpoints.load(path)
     if "training" not in content:
         raise checkpoints.CheckpointError(
             f"{path} holds nothing to resume from. Use resume=false to start again, or "
             "checkpoint= to start from its weights in another directory."
         )
-    for key, (before, now) in differences(identity(content["config"]), wanted).items():
+    before = {**identity(content["config"]), "data": content["data"]}
+    wanted = {**identity(setting.config), "data": described(setting.data)}
+    for key, (then, now) in differences(before, wanted).items():
         raise ConfigError(
-            f"{key}={now}, but {path.parents[1]} holds a run with {key}={before}. Continue it with "
+            f"{key}={now}, but {path.parents[1]} holds a run with {key}={then}. Continue it with "
             "the same configuration, choose another hydra.run.dir, or start anew by resume=false."
         )
     state.load_state_dict(content["training"]["state"])

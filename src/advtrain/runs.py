@@ -1,9 +1,7 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +9,9 @@ import torch
 from torch import nn
 
 from advtrain import checkpoints
+from advtrain.certification.bounds import draws_needed
 from advtrain.checkpoints import CheckpointError
-from advtrain.config import ConfigError, make
+from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Positive, Probability
@@ -41,6 +40,13 @@ class Certification:
     alpha: Probability
     size: Count | None
     batch_size: Count
+
+    def __post_init__(self) -> None:
+        if self.n < draws_needed(self.alpha):
+            raise ValueError(
+                f"n={self.n} draws certify nothing at alpha={self.alpha:g}, whatever they say; at "
+                f"least {draws_needed(self.alpha)} are needed."
+            )
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def choose_device(asked: str) -> torch.device:
         raise ConfigError(
             f"device={asked} is refused; allowed: auto, cpu, cuda, cuda:N."
         ) from error
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or asked.isdigit():
         raise ConfigError(f"device={asked} is refused; allowed: auto, cpu, cuda, cuda:N.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
@@ -119,7 +125,9 @@ def choose_device(asked: str) -> torch.device:
 
 
 def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Setting:
-    """Load the data and choose the device."""
+    """Load the data and choose the device; from here on fp32 is fp32, on every device."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     device = choose_device(config["device"])
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
@@ -138,7 +146,10 @@ def make_model(
         torch.manual_seed(derive(config["seed"], "model"))
         model = make(config["model"], shape, classes, path="model", allowed=allowed).to(device)
     if config["precision"] == "bf16":
-        low_precision(model, torch.bfloat16)
+        try:
+            low_precision(model, torch.bfloat16)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if config["compile"]:
         model.compile()
     return model
@@ -172,15 +183,11 @@ def load_run(
     config = {**content["config"], "compile": False}
     shape = tuple(content["data"]["shape"])
     classes = content["data"]["classes"]
-    model = make_model(config, shape, classes, torch.device("cpu"), ("advtrain", *packages))
+    confined(config.get("model"), "advtrain.models", f"{file}: model", packages)
+    model = make_model(config, shape, classes, torch.device("cpu"), packages)
     checkpoints.restore(model, checkpoints.weights(content, file), file)
     return model.eval(), dict(content["config"])
 
 
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def elapsed() -> Callable[[], float]:
-    """A clock that starts now and tells seconds."""
-    return partial(lambda start: round(time.perf_counter() - start, 3), time.perf_counter())

@@ -1,7 +1,7 @@
 """Signatures read from source code, so that a configuration is checked without importing torch.
 
 The signature of a target is its schema: `def f(data, *, configuration)`, or the fields of a
-dataclass. Only the text of the module is parsed; nothing of it runs.
+dataclass. Only the text of the module is parsed, and of packages around it `__init__` runs.
 """
 
 import ast
@@ -24,18 +24,21 @@ ROLES = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a parameter accepts. `of` is the kind of the members of a container."""
+    """What a parameter accepts. `of`, `length`: the kind of a container's members, their number."""
 
     name: str  # int float bool str choice list mapping node none any
     allowed: ranges.Range | None = None
     choices: tuple[Any, ...] = ()
     of: tuple["Kind", ...] = ()
+    length: int | None = None
 
     def __str__(self) -> str:
         if self.name == "union":
             return " or ".join(str(kind) for kind in self.of)
         if self.name == "choice":
             return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if self.length is not None:
+            return f"a list of {self.length}, each {self.of[0]}"
         if self.allowed is not None:
             text = str(self.allowed)
             return text.replace("a number", "a whole number", 1) if self.name == "int" else text
@@ -82,12 +85,10 @@ def nearest(word: str, known: Any) -> str | None:
 def read(target: str) -> Signature:
     """The signature of `package.module.name`, from the text of its module.
 
-    LookupError: there is no such module or name.
+    LookupError: there is no such module, or `name` is not defined in it (but imported, say).
     """
     module, _, name = target.rpartition(".")
     definition = _definitions(module).get(name)
-    if isinstance(definition, ast.ImportFrom):
-        return read(f"{definition.module}.{_imported_name(definition, name)}")
     if isinstance(definition, ast.FunctionDef):
         return _of_function(definition, skip_self=False)
     if isinstance(definition, ast.ClassDef):
@@ -118,8 +119,14 @@ def _named(body: list[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 yield alias.asname or alias.name, statement
 
 
-def _imported_name(statement: ast.ImportFrom, name: str) -> str:
-    return next(a.name for a in statement.names if (a.asname or a.name) == name)
+def _origin(module: str, name: str) -> str:
+    """Where `name`, used in `module`, is defined."""
+    statement = _definitions(module)[name]
+    if not isinstance(statement, ast.ImportFrom):
+        return f"{module}.{name}"
+    return f"{statement.module}." + next(
+        alias.name for alias in statement.names if (alias.asname or alias.name) == name
+    )
 
 
 def _of_function(function: ast.FunctionDef, *, skip_self: bool) -> Signature:
@@ -139,7 +146,7 @@ def _of_class(module: str, definition: ast.ClassDef) -> Signature:
     keys: dict[str, Parameter] = {}
     for base in definition.bases:
         if isinstance(base, ast.Name) and base.id in _definitions(module):
-            keys |= read(f"{module}.{base.id}").keys
+            keys |= read(_origin(module, base.id)).keys
     for statement in definition.body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             name = statement.target.id
@@ -155,6 +162,11 @@ def _is_field(statement: ast.AnnAssign) -> bool:
     return not (
         isinstance(statement.value, ast.Call) and hidden in map(ast.dump, statement.value.keywords)
     )
+
+
+def kind(annotation: str) -> Kind:
+    """What an annotation, given as text, accepts."""
+    return _kind(ast.parse(annotation, mode="eval").body)
 
 
 def _kind(annotation: ast.expr | None) -> Kind:
@@ -173,8 +185,9 @@ def _kind(annotation: ast.expr | None) -> Kind:
             return Kind("mapping", of=(_kind(member),))
         case ast.Subscript(value=ast.Name(id="list" | "Sequence"), slice=member):
             return Kind("list", of=(_kind(member),))
-        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[member, *_])):
-            return Kind("list", of=(_kind(member),))
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[member, *rest])):
+            open_end = any(isinstance(each, ast.Constant) for each in rest)  # tuple[float, ...]
+            return Kind("list", of=(_kind(member),), length=None if open_end else 1 + len(rest))
         case ast.Name(id=name):
             return _named_kind(name)
     return ANYTHING

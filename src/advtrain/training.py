@@ -1,7 +1,7 @@
 """The training loop: craft, loss, descent, average, in a line; it knows no method by name.
 
 Every draw of a step comes from the stream (seed, step), so a run that was interrupted anywhere
-goes on bit for bit.
+goes on as if it had not been: bit for bit where the device computes the same twice, as CPUs do.
 """
 
 import time
@@ -17,6 +17,11 @@ from torch.optim import Optimizer
 from advtrain.modes import crafting
 from advtrain.seeding import derive
 from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule
+
+ADVICE = (
+    "Checkpoints of earlier epochs are kept; a smaller optimizer.lr or descent.clip_norm usually "
+    "helps."
+)
 
 
 class TrainingFailed(RuntimeError):
@@ -51,7 +56,7 @@ class Meter:
 
 @dataclass
 class TrainState:
-    """Everything that training changes. `last`: the logs of the step before, on the device."""
+    """Everything that training changes. `last`: the logs of the step before."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -141,21 +146,21 @@ def epochs(
         if done == 0:
             state.meter = Meter()
         state.model.train()
+        started = time.perf_counter()
         for x, y in batches.epoch(index, skip=done):
             stop()
-            started = time.perf_counter()
             now = Moment(
                 state.step, state.step / steps, state.step / (total * steps), dict(state.last)
             )
             torch.manual_seed(derive(method.seed, "step", state.step))
             state.last = train_step(state, x, y, now, method)
             state.meter.add(state.last, len(y))
-            state.meter.seconds += time.perf_counter() - started
             unchecked[state.step] = state.last["loss"]
             watch(state.last, len(y))
             if state.step % check_every == 0:
                 require_finite(unchecked)
-        require_finite(unchecked)
+        require_finite(unchecked)  # waits for the device, so the time below is that of the work
+        state.meter.seconds += time.perf_counter() - started
         yield _report(state, index + 1)
 
 
@@ -165,11 +170,17 @@ def require_finite(losses: dict[int, Tensor]) -> None:
         finite = torch.isfinite(torch.stack(list(losses.values()))).tolist()
         for (step, loss), good in zip(losses.items(), finite, strict=True):
             if not good:
-                raise TrainingFailed(
-                    f"the loss is {float(loss)} at step {step}. The last good checkpoint is kept; "
-                    "a smaller optimizer.lr or descent.clip_norm usually helps."
-                )
+                raise TrainingFailed(f"the loss is {float(loss)} at step {step}. {ADVICE}")
         losses.clear()
+
+
+@torch.no_grad()
+def require_finite_weights(state: TrainState) -> None:
+    """Raise TrainingFailed if weights, trained or judged, are not finite: not to be saved."""
+    tensors = [*state.model.state_dict().values(), *state.average.model.state_dict().values()]
+    finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
+    if not bool(torch.stack(finite).all()):
+        raise TrainingFailed(f"weights are not finite after step {state.step}. {ADVICE}")
 
 
 def _report(state: TrainState, epoch: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ attacks called by an attack, the guard stands aside: somebody above has done all
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import isfinite
@@ -43,10 +43,24 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
                     stack.enter_context(frozen(module))
                     stack.enter_context(frozen_statistics(module))
                 stack.enter_context(vouching())
+                stack.enter_context(_own_draws(model, x, keys.get("generator")))
                 model = Checked(model, largest)
             return attack(model, x.detach(), y, *args, **keys)
 
     return guard
+
+
+@contextmanager
+def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
+    """With a generator, draws of a model in training mode (dropout) come from it as well."""
+    training = any(part.training for module in modules_of(model) for part in module.modules())
+    if not isinstance(generator, Generator) or not training:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(int(seed))
+        yield
 
 
 @dataclass(frozen=True)

@@ -308,10 +308,11 @@ def _texts(value: Any) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """One bounded line; what is no scalar is no text."""
+    """One bounded line, without control characters; what is no scalar is no text."""
     if value is None or isinstance(value, Mapping | list):
         return ""
     line = " ".join(str(value).split())
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
     return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
 
 

@@ -1,6 +1,9 @@
 """The tables on a terminal, and in a pipe, where no column is cut and no colour is written."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from advtrain.reporting.formats import caption, eps_text, spread_text, value_text
@@ -53,6 +56,15 @@ def print_table(table: Table, console: "Console | None" = None) -> None:
     for note in table.notes:
         _line(console, Text(note, style="yellow"))
     _line(console, Text(caption(table).replace("bold the", "marked the"), style="dim"))
+
+
+@contextmanager
+def unread_output() -> Iterator[None]:
+    """A reader that has gone, as `| head` does, ends the printing and nothing else."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit):  # rich makes the one into the other
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _console() -> "Console":
