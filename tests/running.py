@@ -43,7 +43,7 @@ def configuration(*overrides: str) -> dict[str, Any]:
     """The plain configuration of these overrides, checked."""
     with composed(overrides) as config:
         found = plain(ours(config))
-    check(found)
+        check(found, allowed=packages(config, list(overrides)))
     return found
 
 

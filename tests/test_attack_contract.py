@@ -193,3 +193,18 @@ def test_crafting_in_train_mode_moves_statistics_and_skips_the_checks() -> None:
     with crafting(model, "train"):
         fgsm(model, X * 2, Y, threat=Linf(0.1))
     assert not torch.equal(model[1].running_mean, before)
+
+
+@every_attack
+def test_draws_of_a_network_in_training_mode_come_from_the_generator_too(
+    attack: Callable[..., Tensor],
+) -> None:
+    x, y = batch(6)
+    model = torch.nn.Sequential(network(), torch.nn.Dropout(0.5)).train()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(attack(model, x, y, threat=Linf(0.1), generator=generator()))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(*found)

@@ -57,7 +57,8 @@ def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
     if not isinstance(generator, Generator) or not training:
         yield
         return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    ahead = generator.clone_state()  # what the attack itself draws stays as it would be
+    seed = torch.randint(2**62, (), generator=ahead, device=ahead.device)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(int(seed))
         yield
