@@ -169,7 +169,7 @@ def test_summary_counts_abstentions_and_errors_as_wrong():
         "examples": 4,
         "accuracy": 0.5,
         "acr": pytest.approx(0.2125),
-        "accuracy_at_radius": {"0.25": 0.5, "0.50": 0.25, "0.75": 0.0, "1.00": 0.0},
+        "accuracy_at_radius": {"0.25": 0.5, "0.50": 0.25, "0.75": 0.0},
         "abstain": 0.25,
     }
 
@@ -183,7 +183,7 @@ def test_summary_is_plain_json_and_the_same_from_the_log(tmp_path, certificates)
 
 
 def test_radii_reach_as_far_as_the_draws_can_certify():
-    assert default_radii(0.25, 1000, 0.001) == [0.25, 0.5, 0.75, 1.0]
+    assert default_radii(0.25, 1000, 0.001) == [0.25, 0.5]
     assert default_radii(0.5, 100_000, 0.001)[-1] == 1.75
     assert default_radii(1.0, 100_000, 0.001)[-1] == 3.75
 

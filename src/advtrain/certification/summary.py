@@ -70,8 +70,8 @@ def summarise(
 
 
 def default_radii(sigma: float, n: int, alpha: float) -> list[float]:
-    """Steps of 0.25 up to the largest radius that `n` draws can certify, and at least up to 1."""
-    steps = max(4, floor(largest_radius(sigma, n, alpha) / STEP))
+    """Steps of 0.25 up to the largest radius that `n` draws can certify, and at least up to 0.5."""
+    steps = max(2, floor(largest_radius(sigma, n, alpha) / STEP))
     return [STEP * step for step in range(1, steps + 1)]
 
 

@@ -92,12 +92,8 @@ def set_page(
 
 
 def command(run: Run) -> str:
-    """The command line that makes this run again."""
-    words = list(run.overrides)
-    if not words:
-        words = [f"{key}={value}" for key, value in run.choices.items() if "/" not in key]
-        words += [f"seed={run.seed}"] if run.seed else []
-    return shlex.join(["advtrain", *words])
+    """The command line that makes this run again: what was said beside the defaults."""
+    return shlex.join(["advtrain", *run.overrides])
 
 
 def _entry(run: Run, label: str, out: Path) -> Entry:

@@ -65,7 +65,7 @@ class Table:
     def best(self, key: str) -> float | None:
         """The largest value of a column, to be marked; None where nothing is compared."""
         values = [line.cells[key].value for line in self.lines if key in line.cells]
-        return max(values) if len(values) > 1 else None
+        return max(values) if len(set(values)) > 1 else None
 
     @property
     def n(self) -> int | None:
