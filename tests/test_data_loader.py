@@ -121,7 +121,6 @@ def test_a_subset_keeps_images_labels_and_sources_together(mapped):
     assert part.labels.tolist() == part.source.tolist() == [7, 2, 11]
     assert torch.equal(part.batch(slice(0, 3))[0], data.batch(torch.tensor([7, 2, 11]))[0])
     assert part.take(torch.tensor([1])).source.tolist() == [2]
-    assert len(data.first(4, seed=0)) == 4 and data.first(None, seed=0) is data
 
 
 def test_an_empty_epoch_is_refused():

@@ -487,3 +487,15 @@ def test_files_of_a_run_are_where_hydra_is_told_to_put_them(tmp_path):
     assert (tmp_path / "here" / ".hydra" / "overrides.yaml").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
     assert Path(found.stdout.strip().splitlines()[-1]).name == "report.html"
+
+
+def test_a_compiled_run_agrees_with_a_plain_one(tmp_path):
+    for name in ("plain", "compiled"):
+        status = run(
+            *(tmp_path / name, *TRAINING, "average=ema", "defense=trades"),
+            *(f"compile={str(name == 'compiled').lower()}", "precision=bf16"),
+        )
+        assert status["state"] == "done", status["error"]
+    plain, compiled = (weights(tmp_path / name) for name in ("plain", "compiled"))
+    for key, value in plain.items():
+        assert torch.allclose(value, compiled[key], atol=1e-4), key

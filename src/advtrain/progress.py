@@ -7,7 +7,6 @@ where nobody looks.
 
 import sys
 import time
-from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
@@ -20,15 +19,12 @@ REFRESH = 0.25  # seconds between two drawings
 class Progress:
     """Counts to `total` in `unit`; on a terminal a bar, with the latest fields behind it.
 
-    with Progress(epochs, "training", "epochs") as outer:
-        with Progress(steps, "epoch 1", "examples", within=outer) as inner:
-            inner.advance(len(x), loss=loss)
-        outer.advance()
-        outer.say(line(report))
+    with Progress(images, "train", "img") as bar:
+        bar.advance(len(x), step=step, loss=loss)
+        bar.say(report)
 
-    total may be None when it is not known. within: the progress whose display is shared; the bar
-    goes away when it is done, the outermost one stays. done: what an earlier run did already, which
-    is in the bar and not in the speed. stream: standard error unless given.
+    total may be None when it is not known. done: what an earlier run did already, which is in the
+    bar and not in the speed. stream: standard error unless given.
     """
 
     def __init__(
@@ -38,24 +34,21 @@ class Progress:
         unit: str = "steps",
         *,
         done: float = 0,
-        within: "Progress | None" = None,
         stream: TextIO | None = None,
     ) -> None:
         self.total = total
         self.description = description
         self.unit = unit
-        self.within = within
-        self.stream: TextIO = stream or (within.stream if within else sys.stderr)
+        self.stream: TextIO = stream or sys.stderr
         self.bars: Bars | None = None
         self.done = done
         self.fields: dict[str, Any] = {}
         self.drawn = 0.0
 
     def __enter__(self) -> Self:
-        self.bars = self.within.bars if self.within else _bars(self.stream)
+        self.bars = _bars(self.stream)
         if self.bars is not None:
-            if self.within is None:
-                self.bars.start()
+            self.bars.start()
             self.task = self.bars.add_task(
                 _plain(self.description),
                 total=self.total,
@@ -75,10 +68,7 @@ class Progress:
         if self.bars is None:
             return
         self._draw()
-        if self.within is None:
-            self.bars.stop()
-        else:
-            self.bars.remove_task(self.task)
+        self.bars.stop()
         self.bars = None
 
     def advance(self, n: float = 1, **fields: Any) -> None:
@@ -104,11 +94,6 @@ class Progress:
             self.drawn = time.monotonic()
 
 
-def line(fields: Mapping[str, Any]) -> str:
-    """`epoch 3  train_loss 0.531  val_acc 81.2 %`: the report of an epoch, or of a row."""
-    return "  ".join(f"{key} {_worded(key, value)}" for key, value in fields.items())
-
-
 def number(value: Any) -> str:
     """Four digits of a number or of a tensor of one; other things as they are."""
     if isinstance(value, str | int):
@@ -117,14 +102,6 @@ def number(value: Any) -> str:
         return f"{float(value):.4g}"
     except (TypeError, ValueError):
         return str(value)
-
-
-def _worded(key: str, value: Any) -> str:
-    if key.endswith("acc") or key == "accuracy":
-        return f"{100 * float(value):.2f} %"
-    if key == "seconds":
-        return f"{float(value):.1f}"
-    return number(value)
 
 
 def _plain(text: str) -> str:

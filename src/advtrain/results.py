@@ -19,7 +19,7 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def row_record(row: Row, verdicts: Sequence[Verdicts], view: str = "identity") -> dict[str, Any]:
+def row_record(row: Row, verdicts: Sequence[Verdicts]) -> dict[str, Any]:
     """One entry of `rows`: the accuracy over all `n` examples with its exact 95 % interval.
 
     `accuracy` counts the examples that are right without and with the attack. The field
@@ -33,7 +33,7 @@ def row_record(row: Row, verdicts: Sequence[Verdicts], view: str = "identity") -
     threat = row.threat
     return {
         "name": row.name,
-        "view": view,
+        "view": "identity",
         "norm": threat.norm if threat else None,
         "eps": threat.eps if threat else None,
         "steps": settings.get("steps"),

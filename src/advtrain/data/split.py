@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from advtrain.data.augment import Augment, Size, centre, to_unit
-from advtrain.data.order import balanced_order
 from advtrain.data.store import Store, to_device
 
 
@@ -48,15 +47,6 @@ class Split:
             labels=self.labels[to_device(rows, self.device)],
             source=self.source[rows.cpu()],
         )
-
-    def first(self, size: int | None, seed: int) -> "Split":
-        """The first `size` examples of a class-balanced, seeded order; the split itself for null.
-
-        No more than there are.
-        """
-        if size is None or size >= len(self):
-            return self
-        return self.take(torch.from_numpy(balanced_order(self.labels, seed)[:size]))
 
 
 @dataclass(frozen=True)
