@@ -30,13 +30,14 @@ TINY = (*FITTING, "attack.steps=2", *JUDGING)
 
 
 def run(directory: Path, *overrides: str) -> dict[str, Any]:
-    """One job as `advtrain` would do it, in `directory`; its status. Wrong input ends in it too."""
+    """One job as `advtrain` would do it, in `directory`; its status, with this job's exit code."""
     with composed(overrides) as config:
         facts = {"choices": choices(config), "overrides": list(overrides), "family": None}
         allowed = packages(config, list(overrides))
         directory.mkdir(parents=True, exist_ok=True)
-        run_job(ours(config), directory, facts, allowed)
-    return json.loads((directory / "status.json").read_text())
+        code = run_job(ours(config), directory, facts, allowed)
+    file = directory / "status.json"
+    return (json.loads(file.read_text()) if file.exists() else {}) | {"exit_code": code}
 
 
 def configuration(*overrides: str) -> dict[str, Any]:

@@ -19,16 +19,13 @@ from advtrain.config import conf_dir, register_resolvers
 
 
 class Locate(Callback):
-    """Remembers the directories of this invocation for `main`, which reports on them at the end."""
+    """Remembers the grid, and the exit codes of jobs in this process, for `main` at the end."""
 
     sweep: Path | None = None
-    runs: list[Path] = []  # noqa: RUF012  (one process, one invocation)
+    codes: dict[Path, int] = {}  # noqa: RUF012  (one process, one invocation)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         Locate.sweep = Path(config.hydra.sweep.dir)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Locate.runs.append(Path(config.hydra.runtime.output_dir))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from advtrain.adopt import adopt
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, check, plain, settled
 from advtrain.data.errors import DataError
-from advtrain.files import remove_leftovers
+from advtrain.files import remove_leftovers, write_json
 from advtrain.lock import locked
 from advtrain.program import execute
 from advtrain.ranges import RangeError
@@ -26,33 +27,32 @@ from advtrain.training import TrainingFailed
 
 log = logging.getLogger(__name__)
 
-FAILED, INVALID = 1, 2
+DONE, FAILED, INVALID = 0, 1, 2
 WRONG_INPUT = (ConfigError, DataError, CheckpointError, HydraException, RangeError)
 FORESEEN = (*WRONG_INPUT, TrainingFailed, OSError)
 
 
 def run_job(
     config: DictConfig, directory: Path, facts: dict[str, Any], allowed: tuple[str, ...]
-) -> None:
-    """Do the job; failures become a status and a sentence, so that a grid goes on without it.
+) -> int:
+    """Do the job; the exit code. Failures become a status and a sentence: a grid goes on.
 
     `facts`: choices, overrides, family (the grid), config_dir (of the command line).
-    SystemExit: the job was asked to stop; its state is saved, and a grid ends with it. Or another
-    process is at work in `directory`.
+    SystemExit: the job was asked to stop; its state is saved, and a grid ends with it.
     """
     try:
         with locked(directory / ".lock", wait=False):
             remove_leftovers(directory, directory / "checkpoints")
-            _run(config, directory, facts, allowed)
+            return _run(config, directory, facts, allowed)
     except BlockingIOError:
         _tell(f"hydra.run.dir={directory}: another process is at work there. Choose another.")
-        if facts["family"] is None:
-            raise SystemExit(INVALID) from None
+        return INVALID
 
 
 def _run(
     config: DictConfig, directory: Path, facts: dict[str, Any], allowed: tuple[str, ...]
-) -> None:
+) -> int:
+    before, code = status.read(directory), DONE
     status.write(directory, "running", **facts)
     with listening() as stop:
         try:
@@ -77,22 +77,29 @@ def _run(
             _tell(f"stopped at once; what was saved last is in {directory}.")
             raise SystemExit(code) from None
         except Exception as error:
-            _fail(directory, error)
+            code = _fail(directory, error, before)
         else:
             _show(directory)
     if stop.signum is not None and facts["family"] is not None:
         raise SystemExit(128 + stop.signum)  # it came too late for this job, not for the next
+    return code
 
 
-def _fail(directory: Path, error: Exception) -> None:
-    """A wrong input or a foreseen failure is one sentence; anything else also its traceback."""
+def _fail(directory: Path, error: Exception, before: Mapping[str, Any]) -> int:
+    """A wrong input or a foreseen failure is one sentence; anything else also its traceback.
+
+    A finished run keeps its status when a wrong command is pointed at it. Returns the exit code.
+    """
     log.info("the job failed", exc_info=error)  # to the log file of the run, not to the terminal
     code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
     message = str(error) if isinstance(error, FORESEEN) else f"{type(error).__name__}: {error}"
     _end(directory, "invalid" if code == INVALID else "failed", message, code)
+    if code == INVALID and before.get("state") == "done":
+        write_json(directory / status.FILE, before)
     _tell(message)
     if not isinstance(error, FORESEEN) or os.environ.get("ADVTRAIN_TRACEBACK"):
         traceback.print_exception(error)
+    return code
 
 
 def _end(directory: Path, state: str, error: str | None, code: int) -> None:

@@ -120,12 +120,15 @@ def app(config: DictConfig) -> None:
     }
     from advtrain.job import run_job
 
-    run_job(config, Path(here.runtime.output_dir), facts, packages(config, overrides))
+    directory = Path(here.runtime.output_dir)
+    Locate.codes[directory] = run_job(config, directory, facts, packages(config, overrides))
 
 
 def _code_of_runs() -> int:
-    codes = [int(status.read(run).get("exit_code", DONE)) for run in Locate.runs]
-    if Locate.sweep is not None:
+    codes = list(Locate.codes.values())
+    if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
+        found = (status.read(path.parent) for path in Locate.sweep.glob(f"*/{status.FILE}"))
+        codes += [int(each.get("exit_code", FAILED)) for each in found]
         return FAILED if any(codes) else DONE
     return codes[-1] if codes else DONE
 

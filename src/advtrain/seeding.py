@@ -13,7 +13,10 @@ import torch
 
 
 def derive(seed: int, *parts: object) -> int:
-    """A seed in [0, 2^63) for the stream named by `parts`; distinct parts, unrelated streams."""
+    """A seed in [0, 2^63) for the stream named by `parts`, which hold no slash.
+
+    Distinct parts give unrelated streams.
+    """
     text = "/".join(str(part) for part in (seed, *parts))
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

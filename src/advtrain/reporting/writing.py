@@ -60,17 +60,22 @@ def _write_tables(table: Table, out: Path, more: str) -> None:
 def _run_plots(run: Run, run_dir: Path) -> list[Path]:
     folder = run_dir / "plots"
 
+    def certified_pictures() -> Path | None:
+        if run.certified is None:  # the log beside it is of other weights, or unfinished
+            return None
+        return plots.certified_curve(run, read_radii(run_dir), folder / "certified.png")
+
     def example_pictures() -> Path | None:
         examples = read_examples(run_dir)
         return None if examples is None else plots.example_grid(examples, folder / "examples.png")
 
+    for old in folder.glob("*.png"):
+        old.unlink()
     return _drawn(
         {
             "curves": lambda: plots.training_curves(read_metrics(run_dir), folder / "curves.png"),
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
-            "certified": lambda: plots.certified_curve(
-                run, read_radii(run_dir), folder / "certified.png"
-            ),
+            "certified": certified_pictures,
             "examples": example_pictures,
         }
     )
