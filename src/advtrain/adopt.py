@@ -36,14 +36,9 @@ def recorded(checkpoint: str, overrides: Sequence[str]) -> list[str]:
     run = place if place.is_dir() else place.parent.parent
     found = status.read(run)
     given = _keys(overrides)
-    old = found.get("choices") or {}
-    taken = [
-        f"{group}={old[group]}"
-        for group in CHOICES
-        if group not in given and OPTION.fullmatch(str(old.get(group, "")))
-    ]
-    name = str((found.get("config") or {}).get("name", ""))
-    return taken + ([f"name={name}"] if "name" not in given and NAME.fullmatch(name) else [])
+    name = str(_mapping(found, "config").get("name", ""))
+    named = [f"name={name}"] if "name" not in given and NAME.fullmatch(name) else []
+    return _choices(_mapping(found, "choices"), given) + named
 
 
 def adopt(
@@ -65,13 +60,8 @@ def adopt(
     if not isinstance(stored, Mapping):  # someone else's: nothing is known of how it was trained
         unknown = {group: None for group in METHOD if group not in given}
         return config, taken_over | {"choices": {**facts["choices"], **unknown}}
-    old = content.get("choices") or {}
-    taken = [
-        f"{group}={old[group]}"
-        for group in CHOICES
-        if group not in given and OPTION.fullmatch(str(old.get(group, "")))
-    ]
-    with composed([*taken, *overrides], facts.get("config_dir")) as full:
+    old = _mapping(content, "choices")
+    with composed([*_choices(old, given), *overrides], facts.get("config_dir")) as full:
         new = ours(full)
         chosen = taken_over["choices"] = choices(full)
     with open_dict(new):
@@ -95,6 +85,21 @@ def _take(config: DictConfig, group: str, value: Mapping[str, Any], given: Itera
     OmegaConf.update(config, group, json.loads(json.dumps(value)), merge=False)
     for key, here in kept.items():
         OmegaConf.update(config, key, here, merge=False)
+
+
+def _choices(old: Mapping[str, Any], given: Iterable[str]) -> list[str]:
+    """Overrides for the options of `old` that the command line does not choose itself."""
+    return [
+        f"{group}={old[group]}"
+        for group in CHOICES
+        if group not in given and OPTION.fullmatch(str(old.get(group, "")))
+    ]
+
+
+def _mapping(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The mapping at `key` of a file; an empty one where it holds something else."""
+    value = content.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _keys(overrides: Iterable[str]) -> set[str]:
