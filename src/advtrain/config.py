@@ -318,16 +318,20 @@ TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty",
 
 def unread(config: DictConfig, overrides: Iterable[str]) -> set[str]:
     """The overrides of this run that nothing in it reads."""
-    judging = config.job == "eval"
-    attack = "${attack" in _text_without(config, "attack")
-    found = set()
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        group = key.partition(".")[0]
-        training = key in TRAINED_BY or (group in TRAINING and key != group)
-        if (group == "attack" and (judging or not attack)) or (judging and training):
-            found.add(override)
-    return found
+    keys = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
+    return {override for key, override in keys.items() if _is_unread(config, key)}
+
+
+def _is_unread(config: DictConfig, key: str) -> bool:
+    group, _, rest = key.partition(".")
+    fact = rest.partition(".")[0]
+    if group == "attack":
+        return config.job == "eval" or "${attack" not in _text_without(config, "attack")
+    if group == "dataset" and fact in FACTS["dataset"] and fact != "replays":
+        return f"${{dataset.{fact}" not in _text_without(config, "dataset")
+    if group == "eval" and rest:
+        return bool(config.job == "train")
+    return config.job == "eval" and (key in TRAINED_BY or (group in TRAINING and bool(rest)))
 
 
 def _text_without(config: DictConfig, group: str) -> str:

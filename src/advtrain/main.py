@@ -81,8 +81,8 @@ def validate(grid: list[list[str]], config_dir: str | None = None) -> None:
             unread.append(configuration.unread(chosen, overrides))
     for override in sorted(set.intersection(*unread)) if unread else []:
         raise ConfigError(
-            f"{override}: nothing in this run reads it. job=eval trains nothing, and some defenses "
-            "train without an attack; leave it out."
+            f"{override}: nothing in this run reads it; leave it out. (job=eval trains nothing, "
+            "job=train evaluates nothing, and some defenses train without an attack.)"
         )
 
 
