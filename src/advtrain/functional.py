@@ -34,6 +34,23 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return _margin(wide, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The same for one class `target`, (B,) (Croce and Hein 2020, eq. 7).
+
+    z_target - z_y, over the distance of the first logit from the mean of the third and the fourth.
+    ValueError for K < 4.
+    """
+    if logits.shape[1] < 4:
+        raise ValueError(
+            f"dlr_targeted needs four classes, the model returns {logits.shape[1]} logits. Use dlr "
+            "for three, margin for two."
+        )
+    wide = _wide(logits)
+    top = wide.topk(4, dim=1).values
+    apart = wide.gather(1, torch.stack([target, y], 1))
+    return (apart[:, 0] - apart[:, 1]) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) of the two softmax distributions, in nats, at least 0 up to rounding."""
     p, q = F.log_softmax(_wide(p_logits), dim=1), F.log_softmax(_wide(q_logits), dim=1)

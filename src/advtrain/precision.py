@@ -51,6 +51,11 @@ def low_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.M
     return model
 
 
+def is_low(model: nn.Module) -> bool:
+    """Whether `model` computes its inner layers in low precision now."""
+    return getattr(model, FLAG, None) is not None
+
+
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block `model` computes in float32, as every verdict must; others go on."""

@@ -6,7 +6,7 @@ Everything here is a protocol or a frozen value; no role has code of its own.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -32,6 +32,14 @@ class Threat(Protocol):
     def norm(self) -> str:
         """The name of the norm: `linf`, `l2` or `l1`."""
 
+    @property
+    def low(self) -> float:
+        """The least value of a pixel; -inf without a box."""
+
+    @property
+    def high(self) -> float:
+        """The largest value of a pixel."""
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """A point of the ball around `x` and of the box; points of both sets stay."""
 
@@ -46,6 +54,9 @@ class Threat(Protocol):
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The norm of `x_adv - x` per example, shape (B,)."""
+
+    def reach(self, x: Tensor, w: Tensor, gap: Tensor) -> Tensor:
+        """The nearest point to `x` in the box at which <w, .> has grown by `gap`, (N,)."""
 
     def support(self, w: Tensor) -> Tensor:
         """max of <w, d> over the ball, per row of `w` (N, D): eps times the dual norm, (N,)."""
@@ -71,6 +82,18 @@ class Attack(Protocol):
     """
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, **overrides: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class Combination(Protocol):
+    """An attack that is several: each runs on the examples that those before it left standing."""
+
+    @property
+    def threat(self) -> Threat:
+        """The set that all of them search."""
+
+    def members(self, classes: int) -> Mapping[str, Attack]:
+        """The attacks in their order, against a model of so many classes."""
 
 
 @dataclass(frozen=True)
