@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.attacks import starts
+from advtrain.attacks.apgd import apgd
 from advtrain.attacks.clean import clean
+from advtrain.attacks.fab import fab
+from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import cross_entropy, dlr, expected, kl_to_clean, margin
 from advtrain.attacks.pgd import fgsm, pgd, rfgsm
@@ -29,6 +32,13 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
         pgd, steps=2, step_size=0.05, objective=expected(objective=cross_entropy, samples=2)
     ),
     "mim": partial(mim, steps=3, step_size=0.05, decay=1.0),
+    "apgd": partial(apgd, steps=12),
+    "apgd_dlr": partial(apgd, steps=4, loss="dlr", restarts=2, eot=2),
+    "fab": partial(fab, steps=3),
+    "fab_t": partial(fab, steps=3, targets=2, restarts=2),
+    "gama_pgd": partial(gama_pgd, steps=4, ramp=0.5),
+    "gama_pgd_any": partial(gama_pgd, steps=3, ramp=0.5, restarts=2, keep="any"),
+    "gama_fw": partial(gama_fw, steps=4, ramp=0.5),
 }
 THREATS = [Linf(0.1), L2(0.5), L1(1.5)]
 every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)

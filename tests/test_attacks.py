@@ -10,6 +10,7 @@ from attack_cases import ATTACKS, batch, every_threat, generator, linear, networ
 from torch import Tensor, nn
 
 from advtrain.attacks import starts
+from advtrain.attacks.best import Best
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import (
     cross_entropy,
@@ -20,6 +21,7 @@ from advtrain.attacks.objectives import (
 )
 from advtrain.attacks.pgd import fgsm, pgd, rfgsm
 from advtrain.modes import crafting
+from advtrain.precision import low_precision
 from advtrain.threat import L1, L2, Ball, Linf
 
 LINEAR = [Linf(0.1, -inf, inf), L2(0.5, -inf, inf), L1(0.5, -inf, inf)]
@@ -275,3 +277,21 @@ def test_starts_are_what_their_names_say(threat: Ball) -> None:
     assert abs(noise.std().item() / 0.01 - 1) < 0.03
     corners = starts.bernoulli(size=0.25)(x, threat, generator()) - x
     assert torch.equal(corners.abs(), torch.full_like(x, 0.25)) and corners.mean().abs() < 0.02
+
+
+def test_in_low_precision_the_deepest_point_is_kept_not_the_first_that_fools():
+    torch.manual_seed(0)
+    model = low_precision(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))
+    x, y = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
+    just, deep = torch.tensor([[1.0, 1.001]]), torch.tensor([[1.0, 3.0]])
+    for kept, judge in ((x + 2, model), (x + 1, full(model))):
+        best = Best(judge, x, y, targeted=False)
+        best.offer(x + 1, torch.ones(1), just)
+        best.offer(x + 2, torch.zeros(1), deep)
+        best.offer(x + 3, torch.full((1,), 9.0), torch.tensor([[torch.nan, 9.0]]))
+        assert torch.equal(best.x, kept)
+
+
+def full(model: nn.Module) -> nn.Module:
+    """The same network, computing in float32."""
+    return nn.Sequential(*(nn.Linear(part.in_features, part.out_features) for part in model))

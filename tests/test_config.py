@@ -102,6 +102,11 @@ def test_the_row_of_the_training_norm_follows_the_training_threat():
     assert found["eval"]["attacks"]["pgd_linf"]["threat"]["eps"] == 0.15
 
 
+def test_a_product_follows_the_radius_fractions_included():
+    found = configuration("attack=nuclear", "threat.eps=8/255")["attack"]
+    assert found["start"]["size"] == pytest.approx(4 / 255)
+
+
 def test_scale_bounds_but_the_command_line_wins():
     assert configuration("scale=smoke")["epochs"] == 1
     assert configuration("scale=smoke", "epochs=3")["epochs"] == 3

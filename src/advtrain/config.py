@@ -43,9 +43,13 @@ def conf_dir() -> Path:
 
 
 def register_resolvers() -> None:
-    """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size."""
+    """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size.
+
+    `${times:A,B}`: the product.
+    """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
     OmegaConf.register_new_resolver("step", _step, replace=True)
+    OmegaConf.register_new_resolver("times", _times, replace=True)
 
 
 def _limit(value: Any, bound: Any) -> Any:
@@ -64,6 +68,12 @@ def _step(eps: Any, steps: Any) -> Any:
     if radius is None or count is None or count < 1:
         return eps
     return min(2.5 * radius / count, radius)
+
+
+def _times(factor: Any, value: Any) -> Any:
+    """The product; what is no number as it is, for the check to refuse."""
+    numbers = number(factor), number(value)
+    return value if None in numbers else numbers[0] * numbers[1]  # type: ignore[operator]
 
 
 def number(value: Any) -> float | None:

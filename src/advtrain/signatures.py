@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args, get_origin
 from advtrain import ranges
 
 ROLES = {
-    *("Attack", "Average", "Defense", "Descent", "Objective", "Penalty"),
+    *("Attack", "Average", "Combination", "Defense", "Descent", "Objective", "Penalty"),
     *("Schedule", "Start", "Threat"),
 }
 """Protocols of `types`: what plays one of these roles is described by a node of its own."""

@@ -2,11 +2,19 @@
 
 A point that fools is never given up for one of higher gain: a fooled example may have a
 cross-entropy of log 2 and one that stands nearly log K. Logits that are not finite fool nobody.
+
+In low precision a point that just fools may not do so in float32, where it is judged. There the
+point of the largest margin is kept, whoever came first.
 """
+
+from math import inf
 
 import torch
 from torch import Tensor
 
+from advtrain import functional
+from advtrain.attacks.guard import modules_of
+from advtrain.precision import is_low
 from advtrain.types import Classifier
 
 
@@ -26,17 +34,21 @@ class Watched:
 class Best:
     """The choice so far, `x`; the clean images before any offer. No host synchronisation."""
 
-    def __init__(self, x: Tensor, y: Tensor, *, targeted: bool) -> None:
+    def __init__(self, model: Classifier, x: Tensor, y: Tensor, *, targeted: bool) -> None:
+        self.rounding = any(is_low(module) for module in modules_of(model))
         self.x = x
         self.y = y
         self.targeted = targeted
-        self.gain = torch.full(y.shape, -torch.inf, device=x.device)
+        self.gain = torch.full(y.shape, -inf, device=x.device)
         self.fooled = torch.zeros_like(y, dtype=torch.bool)
 
     def offer(self, x_adv: Tensor, gain: Tensor, logits: Tensor) -> None:
         """Take `x_adv` (B, ...) where it is better; `gain` (B,) and `logits` (B, K) are its own."""
+        if self.rounding:
+            margin = functional.margin(logits, self.y)
+            gain = (-margin if self.targeted else margin).where(logits.isfinite().all(1), -inf)
         hit = (logits.argmax(1) == self.y) == self.targeted
-        fooled = hit & torch.isfinite(logits).all(1)
+        fooled = hit & torch.isfinite(logits).all(1) & (not self.rounding)
         better = ~self.fooled & (fooled | (gain > self.gain))
         self.x = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, self.x)
         self.gain = torch.where(better, gain, self.gain)

@@ -133,3 +133,5 @@ def modules_of(model: Classifier) -> Iterator[nn.Module]:
             yield from modules_of(part)
     elif hasattr(model, "__self__"):
         yield from modules_of(model.__self__)
+    elif hasattr(model, "model"):  # what wraps a classifier keeps it under this name
+        yield from modules_of(model.model)

@@ -4,13 +4,14 @@ Binding comes first, so that what depends on the clean images is computed once. 
 model on its argument last; whether a point fools the model is read from those logits.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from advtrain import functional
-from advtrain.ranges import Count
+from advtrain.ranges import Count, NonNegative, Range, require
 from advtrain.types import Classifier, Gain, Objective
 
 
@@ -46,6 +47,50 @@ def kl_to_clean(model: Classifier, x: Tensor, y: Tensor) -> Gain:
     return lambda x_adv: functional.kl(clean, model(x_adv))
 
 
+def guided(*, distance: Callable[[Tensor], Tensor], weight: NonNegative) -> Objective:
+    """Cross-entropy, and how far the logits Z of the batch are from the clean ones (NuAT).
+
+    Sriramanan et al. 2021, https://openreview.net/forum?id=kuK2VARZGnI: the gains sum to that of
+    the batch, sum_i CE_i + weight * distance(Z(x_adv) - Z(x)), by an equal share for each example.
+    `distance` is one of `norms`; it couples the batch: results depend on who else is in it, and no
+    example may be left out. Its gradient is 0 at the clean images: start elsewhere. Rows of logits
+    that are not finite stay out of the distance. ValueError: a negative weight.
+
+    Differs: the authors take Z(x) in training mode, with batch statistics; here one mode serves
+    all. They divide a short last batch by the nominal batch size; here by its own.
+    """
+    require("weight", weight, Range(0))
+    if not callable(distance):
+        raise ValueError(
+            f"distance is {distance!r}; allowed is a function of logit differences (B, K) to a "
+            "scalar. Use advtrain.norms.nuclear_norm or frobenius_norm."
+        )
+    return partial(_guided, distance=distance, weight=weight)
+
+
+def _guided(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    distance: Callable[[Tensor], Tensor],
+    weight: float,
+) -> Gain:
+    if weight == 0:
+        return cross_entropy(model, x, y)
+    with torch.no_grad():
+        clean = model(x)
+    share = weight / max(len(x), 1)
+
+    def gain(x_adv: Tensor) -> Tensor:
+        logits = model(x_adv)
+        apart = logits - clean
+        finite = torch.isfinite(apart).all(1, keepdim=True)
+        return functional.cross_entropy(logits, y) + share * distance(apart.where(finite, 0.0))
+
+    return gain
+
+
 def expected(*, objective: Objective, samples: Count) -> Objective:
     """The mean of `objective` over draws of a stochastic model (Athalye et al. 2018)."""
 
@@ -59,12 +104,13 @@ def expected(*, objective: Objective, samples: Count) -> Objective:
 def targeted(objective: Objective) -> Objective:
     """Descends instead, so that `y` is the label to reach.
 
-    ValueError for dlr and kl_to_clean, which have no targeted form.
+    ValueError for dlr, kl_to_clean and guided, which have no targeted form.
     """
-    if (objective.func if isinstance(objective, partial) else objective) in (dlr, kl_to_clean):
+    bare = objective.func if isinstance(objective, partial) else objective
+    if bare in (dlr, kl_to_clean, _guided):
         raise ValueError(
-            "targeted is true and the objective is dlr or kl_to_clean, whose descent does not "
-            "lead to a label. Use cross_entropy or margin."
+            "targeted is true and the objective is dlr, kl_to_clean or guided, whose descent does "
+            "not lead to a label. Use cross_entropy or margin."
         )
 
     def bind(model: Classifier, x: Tensor, y: Tensor) -> Gain:

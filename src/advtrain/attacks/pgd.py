@@ -141,7 +141,7 @@ def climb(
     if keep not in ("last", "any"):
         raise ValueError(f"keep is {keep!r}; allowed are last and any.")
     choosing = keep == "any" or restarts > 1
-    watched, best = Watched(model), Best(x, y, targeted=targeted)
+    watched, best = Watched(model), Best(model, x, y, targeted=targeted)
     bind = descending(objective) if targeted else objective
     gain = bind(watched if choosing else model, x, y)
     project = threat.around(x)
@@ -165,13 +165,18 @@ def evaluate(gain: Gain, x_adv: Tensor) -> tuple[Tensor, Tensor]:
     """
     leaf = x_adv.detach().requires_grad_()
     value = gain(leaf)
+    require_gradient(value)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), gradient
+
+
+def require_gradient(value: Tensor) -> None:
+    """ValueError if `value`, made of logits, does not depend on the images by gradients."""
     if not value.requires_grad:
         raise ValueError(
             "the model's logits carry no gradient to the images: it detaches, rounds or takes the "
             "argmax. Attack a differentiable version of it, or use square, which needs none."
         )
-    (gradient,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), gradient
 
 
 def step(x_adv: Tensor, direction: Tensor, size: float) -> Tensor:

@@ -1,0 +1,139 @@
+"""Work on examples that stand, and on no others: between the runs of an attack, and inside one.
+
+A run is one restart, or one target class, of an attack. In evaluation mode examples do not depend
+on each other, so leaving one out changes no other's fate; where a module is in training mode it
+may, and nobody is left out inside a run.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from advtrain.attacks.guard import modules_of
+from advtrain.precision import full_precision, is_low
+from advtrain.types import Classifier
+
+EVERY = 10  # steps between two looks at who has fallen; each look waits for the device
+WORTH = 8  # repack once at least one row in so many has fallen
+
+
+class Found(NamedTuple):
+    """What a run proposes, (B, ...), and whether that fools the model, (B,)."""
+
+    x_adv: Tensor
+    fooled: Tensor
+
+
+class State(Protocol):
+    """A NamedTuple of tensors with one row per example; three of them are read here."""
+
+    @property
+    def y(self) -> Tensor:
+        """The labels to leave, (B,)."""
+
+    @property
+    def x_adv(self) -> Tensor:
+        """The proposal so far: a point that fools, if there was one."""
+
+    @property
+    def fooled(self) -> Tensor:
+        """Whether the proposal fools, (B,)."""
+
+
+S = TypeVar("S", bound=State)
+Run = Callable[[Tensor, Tensor], Found]
+"""Takes indices of examples (B,) and the number of the run for each of them (B,)."""
+
+
+def until_fooled(x: Tensor, fooled: Tensor, runs: int, run: Run) -> Tensor:
+    """`runs` runs for each of the examples `x` (N, ...), until one fools it: x_adv, (N, ...).
+
+    Examples already `fooled` (N,) are returned as they are. A batch of `run` holds at most N
+    rows, those of the first run in front; when few stand, several runs of an example share a
+    batch. Of the points that fool the first is kept; an example that stands keeps its last.
+    """
+    size = len(x)
+    x_adv, fooled = x, fooled.clone()
+    waiting = torch.arange(runs * size, device=x.device)
+    while len(waiting):
+        waiting = waiting[~fooled[waiting % size]]
+        batch, waiting = waiting[:size], waiting[size:]
+        if len(batch):
+            x_adv, fooled = _keep(x_adv, fooled, batch % size, run(batch % size, batch // size))
+    return x_adv
+
+
+def _keep(x_adv: Tensor, fooled: Tensor, index: Tensor, found: Found) -> tuple[Tensor, Tensor]:
+    """The points and verdicts of all examples, after rows of the examples `index` were tried."""
+    rows = torch.arange(len(index), device=index.device)
+    first = torch.full_like(fooled, len(index), dtype=torch.int64)
+    first = first.scatter_reduce(0, index, rows.where(found.fooled, len(index)), "amin")
+    last = torch.full_like(first, -1).scatter_reduce(0, index, rows, "amax")
+    hit = first < len(index)
+    chosen = first.where(hit, last)
+    tried = (chosen >= 0).view(-1, *[1] * (x_adv.ndim - 1))
+    return found.x_adv[chosen.clamp(min=0)].where(tried, x_adv), fooled | hit
+
+
+def advance(
+    model: Classifier, state: S, steps: int, step: Callable[[S, int], S], *, drop: bool
+) -> Found:
+    """`steps` times `step(state, i)`; with `drop`, rows that fell are left out after a while.
+
+    A step must let a row whose `fooled` was taken back find another point.
+    """
+    rows = torch.arange(len(state.fooled), device=state.fooled.device)
+    x_adv, fooled = torch.empty_like(state.x_adv), torch.zeros_like(state.fooled)
+    for i in range(steps):
+        state = step(state, i)
+        if drop and (i + 1) % EVERY == 0 and i + 1 < steps:
+            state = confirmed(model, state)
+            standing = (~state.fooled).nonzero().squeeze(1)
+            if len(standing) * WORTH <= len(rows) * (WORTH - 1):
+                x_adv[rows], fooled[rows] = state.x_adv, state.fooled
+                rows, state = rows[standing], take(state, standing)
+                if not len(rows):
+                    break
+    state = confirmed(model, state)
+    x_adv[rows], fooled[rows] = state.x_adv, state.fooled
+    return Found(x_adv, fooled)
+
+
+def confirmed(model: Classifier, state: S) -> S:
+    """`state` with `fooled` only where the proposal fools `model` in float32."""
+    if not len(state.fooled) or not any(is_low(module) for module in modules_of(model)):
+        return state
+    hits = state.fooled.nonzero().squeeze(1)
+    fooled = state.fooled.clone()
+    if len(hits):
+        fooled[hits] = fools(precise(model, state.x_adv[hits]), state.y[hits])
+    return state._replace(fooled=fooled)  # type: ignore[attr-defined]
+
+
+def precise(model: Classifier, x: Tensor) -> Tensor:
+    """The logits of `model` in float32, whatever it computes in, without a graph."""
+    with torch.no_grad(), ExitStack() as stack:
+        for module in modules_of(model):
+            stack.enter_context(full_precision(module))
+        return model(x)
+
+
+def fools(logits: Tensor, y: Tensor) -> Tensor:
+    """Which rows of `logits` (B, K) name another class than `y` (B,); (B,).
+
+    Logits that are not finite fool nobody.
+    """
+    return (logits.argmax(1) != y) & torch.isfinite(logits).all(1)
+
+
+def take(state: S, rows: Tensor) -> S:
+    """The state of some of its rows."""
+    return type(state)._make(part[rows] for part in state)  # type: ignore[attr-defined]
+
+
+def separable(model: Classifier) -> bool:
+    """Whether no module that `model` is known to run is in training mode."""
+    return not any(part.training for module in modules_of(model) for part in module.modules())
