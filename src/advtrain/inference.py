@@ -1,0 +1,144 @@
+"""A network for many passes with fixed weights: the same logits up to rounding, sooner.
+
+In evaluation mode batch norm is an affine map with constants, so it goes into the convolution or
+linear layer before it. A ReLU then overwrites what it reads, and kernels are stored channels last,
+which processors prefer; a GPU does in half precision only.
+
+Parts of a copy are exchanged, its code runs as it is: control flow, `features` and low precision
+stay. Which part follows which is read from the graph of one pass, and a network whose logits come
+out otherwise is not used at all.
+
+Differs: torch.fx.experimental.optimization.fuse needs code that it can trace, and bakes in the
+branches taken, such as the one on whether gradients are on.
+"""
+
+from collections import Counter
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from advtrain.precision import full_precision, is_low
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PARTS = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.ReLU)
+TOLERANCE = 1e-4  # of logits, over how far they are from their mean; float32 leaves 1e-6 to 1e-5
+
+
+def swift(model: nn.Module, x: Tensor) -> nn.Module:
+    """A faster copy of `model`, whose parameters want no gradient; `model` where there is none.
+
+    On the probes `x`, a few images, logits agree within `TOLERANCE` with gradients on and off, and
+    for the same random draws; the caller answers for probes that show the network at its work.
+    The copy does not follow when `model` changes, and stays in evaluation mode. Networks that are
+    in training mode, even in part, are compiled, or cannot be copied have none.
+    """
+    if not len(x) or any(part.training or _compiled(part) for part in model.modules()):
+        return model
+    for layout in _layouts(model, x):
+        try:
+            fast = deepcopy(model).requires_grad_(False)
+            with full_precision(fast):
+                _join(fast, _joints(deepcopy(fast), x))
+            fast.to(memory_format=layout)
+            if _agree(fast, deepcopy(model), x):
+                return fast
+        except Exception:  # anyone's code may refuse a copy or a layout, with any error
+            continue
+    return model
+
+
+def _compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def _layouts(model: nn.Module, x: Tensor) -> list[torch.memory_format]:
+    """Formats of the weights to try, the best first: code with `view` refuses channels last."""
+    last = [torch.channels_last] if x.device.type == "cpu" or is_low(model) else []
+    return [*last, torch.preserve_format]
+
+
+def _joints(model: nn.Module, x: Tensor) -> dict[str, str]:
+    """By name, parts of `model` and the one part that reads what they return, in order.
+
+    Counted are `PARTS` without hooks that are called once in a pass on `x`.
+    """
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if type(module) in PARTS and not _hooked(module)
+    }
+    calls: list[tuple[str, Node | None]] = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append((names[module], output.grad_fn))
+
+    for module in names:
+        module.register_forward_hook(note)
+    with torch.random.fork_rng(devices=_devices(x)), torch.enable_grad():
+        logits = model(x.detach().requires_grad_())
+    readers = _readers(logits.grad_fn)
+    times = Counter(name for name, _ in calls)
+    once = [(node, name) for name, node in calls if node is not None and times[name] == 1]
+    makers = {node: name for node, name in once if readers[node] == 1}
+    sources = [(node.next_functions[0][0], name) for node, name in once]
+    return {makers[source]: name for source, name in sources if source in makers}
+
+
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _readers(root: Node | None) -> Counter[Node | None]:
+    """How many operations read the result of each operation that led to `root`."""
+    readers: Counter[Node | None] = Counter({root: 1})
+    waiting = [root]
+    while waiting:
+        node = waiting.pop()
+        for source, _ in node.next_functions if node is not None else ():
+            readers[source] += 1
+            if readers[source] == 1:
+                waiting.append(source)
+    return readers
+
+
+def _join(model: nn.Module, joints: dict[str, str]) -> None:
+    """Fold batch norms into the layers before them, and let ReLUs overwrite what they read."""
+    for name, follower in joints.items():
+        part, after = model.get_submodule(name), model.get_submodule(follower)
+        if isinstance(after, nn.ReLU) and not isinstance(part, nn.ReLU):
+            after.inplace = True  # the others keep what they read for the gradient, a ReLU its own
+        if isinstance(after, NORMS) and after.running_mean is not None:
+            if isinstance(part, CONVOLUTIONS):
+                model.set_submodule(name, fuse_conv_bn_eval(part, after))
+                model.set_submodule(follower, nn.Identity())
+            elif isinstance(part, nn.Linear):
+                model.set_submodule(name, fuse_linear_bn_eval(part, after))
+                model.set_submodule(follower, nn.Identity())
+
+
+def _agree(fast: nn.Module, model: nn.Module, x: Tensor) -> bool:
+    found, expected = _logits(fast, x), _logits(model, x)
+    scale = (expected - expected.mean(-1, keepdim=True)).abs().amax()
+    return bool(((found - expected).abs() <= TOLERANCE * scale).all())
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits in float32 with gradients on, then off: shape (2, B, K)."""
+    found = []
+    for wanted in (True, False):
+        with (
+            torch.random.fork_rng(devices=_devices(x)),
+            torch.set_grad_enabled(wanted),
+            full_precision(model),
+        ):
+            found.append(model(x.detach().requires_grad_(wanted)).detach())
+    return torch.stack(found)
+
+
+def _devices(x: Tensor) -> list[torch.device]:
+    return [x.device] if x.is_cuda else []
