@@ -7,52 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from report_files import put, results, row
 
 from advtrain.reporting import plots
 from advtrain.reporting.cli import main
 from advtrain.reporting.formats import comma_separated, latex, markdown
-from advtrain.reporting.records import find_runs, read_metrics, read_run
+from advtrain.reporting.notes import general_notes, row_notes
+from advtrain.reporting.reading import find_runs, read_metrics, read_run
 from advtrain.reporting.series import read_examples, read_radii
-from advtrain.reporting.tables import accuracy_table, general_notes, row_notes
+from advtrain.reporting.tables import accuracy_table
 from advtrain.reporting.wording import DASH
 from advtrain.reporting.writing import write_run, write_sweep
-
-
-def row(name, accuracy, view="identity", n=100, **more):
-    interval = [max(0.0, accuracy - 0.1), min(1.0, accuracy + 0.1)]
-    return {"name": name, "view": view, "accuracy": accuracy, "n": n, "ci95": interval} | more
-
-
-def results(defense="pgd_at", seed=0, rows=None, **more):
-    default = [row("clean", 0.9), row("pgd_linf", 0.5, norm="linf", eps=8 / 255, steps=20)]
-    return {
-        "schema": 1,
-        "name": f"run-{defense}",
-        "dataset": {"name": "digits", "split": "test", "n": 100},
-        "model": {"name": "small_cnn", "parameters": 1000},
-        "defense": defense,
-        "threat": {"norm": "linf", "eps": 8 / 255},
-        "seed": seed,
-        "checkpoint": "best",
-        "rows": default if rows is None else rows,
-        "worst_case": {"linf": 0.5},
-        "certified": None,
-        "warnings": [],
-        "environment": {"advtrain": "0.1.0", "device": "cpu"},
-        "seconds": 12.0,
-        "choices": {"defense": defense, "model": "small_cnn", "dataset": "digits"},
-        "config": {"seed": seed, "defense": {"_target_": defense}, "threat": {"eps": 8 / 255}},
-    } | more
-
-
-def put(directory, content=None, status=None):
-    directory.mkdir(parents=True, exist_ok=True)
-    if content is not None:
-        text = content if isinstance(content, str) else json.dumps(content)
-        (directory / "results.json").write_text(text)
-    if status is not None:
-        (directory / "status.json").write_text(json.dumps(status))
-    return directory
 
 
 def table_of(*directories):

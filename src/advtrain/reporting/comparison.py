@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from advtrain.reporting.plots import accuracy_limits, curve, epoch_axis, steps
-from advtrain.reporting.records import read_metrics
+from advtrain.reporting.reading import read_metrics
 from advtrain.reporting.series import read_radii
 from advtrain.reporting.style import COLOURS, MARKERS, figure, percent_axis, save
 from advtrain.reporting.tables import EVERY_VIEW, Line, Table, title

@@ -63,8 +63,9 @@ def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
         for i in same:
             more = [_told(key, flat[i].get(key, "")) for key in apart]
             seed = groups[i][0].seed
-            unfinished = groups[i][0].state != "done" and seed is not None
-            names[i] = " · ".join([name, *more, *([f"seed={seed}"] if unfinished else [])])
+            single = len(groups[i]) == 1 and (not apart or groups[i][0].state != "done")
+            more += [f"seed={seed}"] if single and seed is not None else []
+            names[i] = " · ".join([name, *more])
     for i, name in enumerate(names):
         if names.count(name) > 1:
             names[i] = f"{name} ({groups[i][0].directory.name})"

@@ -2,32 +2,22 @@
 
 import csv
 import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
+from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
 from advtrain.reporting.records import Run
-from advtrain.reporting.tables import Cell, Column, Line, Table, general_notes, row_notes, title
-from advtrain.reporting.wording import DASH, count, duration, fraction, percent, settings
-
-Text = Callable[[str], str]
-
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "·": r"$\cdot$",
-    "…": r"\ldots{}",
-    DASH: "--",
-    "±": r"$\pm$",
-    "ε": r"$\varepsilon$",
-} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+from advtrain.reporting.tables import Cell, Column, Line, Table, title
+from advtrain.reporting.wording import DASH, count, duration, fraction, percent, settings, stages
 
 
 def value_text(cell: Cell, column: Column) -> str:
     """`57.18`, in percent; a radius as it is."""
-    return f"{cell.value:.3f}" if column.is_radius else percent(cell.value)
+    return paper_text(cell.value, column)
+
+
+def paper_text(value: float, column: Column) -> str:
+    """The same of a number alone, as a paper prints it."""
+    return f"{value:.3f}" if column.is_radius else percent(value)
 
 
 def spread_text(cell: Cell, column: Column) -> str:
@@ -58,60 +48,52 @@ def caption(table: Table) -> str:
     return f"{'; '.join(words)}; {DASH} not measured."
 
 
-def markdown(table: Table) -> str:
-    head, body = _grid(table, _markdown, lambda text: f"**{text}**")
-    lines = [caption(table), "", _pipe(head), _pipe(["---", *["---:"] * (len(head) - 1)])]
-    lines += [_pipe(cells) for cells in body]
-    lines += [f"\n{_markdown(note)}" for note in table.notes]
+def markdown(table: Table, run: Run | None = None) -> str:
+    """The table and its footnotes; between them, of a single `run`, the attacks one by one."""
+    lines = [caption(table), "", *pipes(*_grid(table, MARKDOWN))]
+    lines += [f"\n{MARKDOWN.text(note)}" for note in table.notes]
+    lines += ["", *_rows(run, table)] if run is not None and run.rows else []
+    lines += [f"\n{note}" for note in _footnotes(table, MARKDOWN)]
     return "\n".join(lines) + "\n"
 
 
-def markdown_rows(run: Run) -> str:
-    """Row by row: how strong each attack was, what it cost, and the warnings about it."""
-    head = ["attack", "settings", "accuracy", "95 % interval", "n", "forward", "backward", "time"]
+def _rows(run: Run, table: Table) -> Iterator[str]:
+    """How strong each attack was and what it cost, and the stages of those that are several."""
     several = len(run.views) > 1 or run.views not in ((), ("identity",))
-    lines = [_pipe([*head[:1], *(["view"] if several else []), *head[1:]])]
-    lines.append(_pipe(["---"] * (2 + several) + ["---:"] * 6))
+    head = ["attack", *(["view"] if several else []), "settings", "accuracy", "95 % interval"]
+    head += ["n", "forward", "backward", "time"]
+    marks = {
+        (line.view, key): cell.marks for line in table.lines for key, cell in line.cells.items()
+    }
+    body = []
     for row in run.rows:
         interval = DASH if row.low is None else f"{percent(row.low)} to {percent(row.high)}"
-        cells = [_markdown(row.name), *([_markdown(row.view)] if several else [])]
-        cells += [_markdown(settings(row)), percent(row.accuracy), interval]
-        cells += [DASH if row.n is None else str(row.n)]
+        accuracy = percent(row.accuracy) + MARKDOWN.marks(marks.get((row.view, row.name), ()))
+        words = [row.name, *([row.view] if several else []), settings(row)]
+        cells = [accuracy, interval, DASH if row.n is None else str(row.n)]
         cells += [count(row.forward_passes), count(row.backward_passes), duration(row.seconds)]
-        lines.append(_pipe(cells))
-    for note in general_notes(run):
-        lines.append(f"\nWarning: {_markdown(note.message)}")
+        body.append([*map(MARKDOWN.text, words), *cells])
+    yield from pipes(head, body, 2 + several)
     for row in run.rows:
-        for note in row_notes(run, row):
-            lines.append(f"\nWarning: {_markdown(f'{note.row}: {note.message}')}")
-    return "\n".join(lines) + "\n"
+        if row.stages:
+            view = f" ({row.view})" if several else ""
+            yield f"\n{MARKDOWN.text(f'{row.name}{view}: {stages(run, row)}')}"
 
 
 def latex(table: Table) -> str:
     """A booktabs table, ready for \\input; the document needs \\usepackage{booktabs}."""
-    head, body = _grid(table, _latex, lambda text: f"\\textbf{{{text}}}")
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{_latex(caption(table))}}}",
-        f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-        "\\toprule",
-        f"{' & '.join(head)} \\\\",
-        "\\midrule",
-        *[f"{' & '.join(cells)} \\\\" for cells in body],
-        "\\bottomrule",
-        "\\end{tabular}",
-        *[f"\\par\\smallskip {_latex(note)}" for note in table.notes],
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    notes = [*map(LATEX.text, table.notes), *_footnotes(table, LATEX)]
+    return latex_table(LATEX.text(caption(table)), *_grid(table, LATEX), notes)
+
+
+def _footnotes(table: Table, markup: Markup) -> list[str]:
+    return [f"{markup.marks([note.number])} {markup.text(note.text)}" for note in table.footnotes]
 
 
 def comma_separated(table: Table) -> str:
     """For programs: fractions in full; empty for what was not measured."""
     head = ["configuration", "view", "dataset", "model", "defense", "threat", "eps"]
-    head += ["seeds", "seed", "state", "error", "directory"]
+    head += ["seeds", "seed", "state", "error", "warnings", "directory"]
     endings = ("", "_std", "_n", "_ci_low", "_ci_high", "_seeds", "_published")
     head += [f"{column.key}{ending}" for column in table.columns for ending in endings]
     out = io.StringIO()
@@ -121,7 +103,7 @@ def comma_separated(table: Table) -> str:
         run = line.runs[0]
         seeds = " ".join(str(r.seed) for r in line.runs if r.seed is not None)
         row: list[object] = [line.label, line.view, run.dataset, run.model, run.defense, run.norm]
-        row += [run.eps, line.seeds, seeds, line.state, run.error]
+        row += [run.eps, line.seeds, seeds, line.state, run.error, _warnings(line, table)]
         row += [" ".join(r.directory.name for r in line.runs)]
         for column in table.columns:
             cell, paper = line.cells.get(column.key), line.published.get(column.key)
@@ -133,7 +115,12 @@ def comma_separated(table: Table) -> str:
     return out.getvalue()
 
 
-def _grid(table: Table, escape: Text, bold: Text) -> tuple[list[str], list[list[str]]]:
+def _warnings(line: Line, table: Table) -> str:
+    marks = {*line.marks, *(mark for cell in line.cells.values() for mark in cell.marks)}
+    return "; ".join(note.text for note in table.footnotes if note.number in marks)
+
+
+def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:
     papers = {c.key for c in table.columns if any(c.key in line.published for line in table.lines)}
     head = ["configuration", *(["view"] if table.has_views else [])]
     head += ["seeds"] if table.has_seeds else []
@@ -144,43 +131,33 @@ def _grid(table: Table, escape: Text, bold: Text) -> tuple[list[str], list[list[
     head += ["remark"] if wordy else []
     body = []
     for line in table.lines:
-        cells = [escape(line.label), *([escape(line.view)] if table.has_views else [])]
+        cells = [markup.text(line.label) + markup.marks(line.marks)]
+        cells += [markup.text(line.view)] if table.has_views else []
         cells += [str(line.seeds)] if table.has_seeds else []
         for column in table.columns:
-            cells.append(_cell(line, column, table, escape, bold))
+            cells.append(_cell(line, column, table, markup))
             if column.key in papers:
                 paper = line.published.get(column.key)
-                cells.append(escape(percent(paper) if not column.is_radius else f"{paper}"))
-        body.append([*cells, *([escape(line.error)] if wordy else [])])
-    return [escape(word) for word in head], body
+                cells.append(markup.text(DASH if paper is None else paper_text(paper, column)))
+        body.append([*cells, *([markup.text(line.error)] if wordy else [])])
+    return [markup.text(word) for word in head], body
 
 
-def _cell(line: Line, column: Column, table: Table, escape: Text, bold: Text) -> str:
+def _cell(line: Line, column: Column, table: Table, markup: Markup) -> str:
     cell = line.cells.get(column.key)
     if cell is None:
-        return escape(DASH)
-    value = escape(value_text(cell, column))
+        return markup.text(DASH)
+    value = markup.text(value_text(cell, column))
     if cell.value == table.best(column.key):
-        value = bold(value)
+        value = markup.bold(value)
     extra = [spread_text(cell, column)]
     if cell.std is not None and cell.seeds != line.seeds:
         extra.append(f"({cell.seeds} seeds)")
     size = table.size_shown(column, cell)
     if size is not None:
         extra.append(f"(n = {size})")
-    return " ".join([value, *[escape(word) for word in extra if word]])
-
-
-def _pipe(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*`<>\[\]])", r"\\\1", text) if re.search(r"[\\|*`<>]", text) else text
-
-
-def _latex(text: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in text)
+    told = [markup.text(word) for word in extra if word]
+    return " ".join([value + markup.marks(cell.marks), *told])
 
 
 def eps_text(run: Run) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from advtrain.reporting import formats, wording
+from advtrain.reporting import formats, paired_formats, wording
+from advtrain.reporting.notes import general_notes, row_notes, sentence
+from advtrain.reporting.paired import Pairing
 from advtrain.reporting.records import Run
-from advtrain.reporting.tables import Table, general_notes, row_notes, title
+from advtrain.reporting.tables import Table, title
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_ENTRIES = 300
@@ -66,7 +68,12 @@ def run_page(run: Run, plots: Iterable[Path]) -> str:
 
 
 def set_page(
-    heading: str, table: Table, runs: Sequence[Run], plots: Iterable[Path], out: Path
+    heading: str,
+    table: Table,
+    runs: Sequence[Run],
+    plots: Iterable[Path],
+    out: Path,
+    pairings: Sequence[Pairing] = (),
 ) -> str:
     """The report of a set of runs; links to the single ones are relative to the folder `out`."""
     named = {id(run): line.label for line in table.lines for run in line.runs}
@@ -86,6 +93,8 @@ def set_page(
         runs=runs,
         failed=[run for run in runs if run.state != "done"],
         caption=formats.caption(table),
+        pairings=pairings,
+        reach=_reach(pairings),
         pictures=_pictures(plots),
         entries=entries,
     )
@@ -146,6 +155,17 @@ def _interval(row: Any) -> str:
     return f"{wording.percent(row.low, 1)} to {wording.percent(row.high, 1)}"
 
 
+def _reach(pairings: Sequence[Pairing]) -> float:
+    """The largest distance from 0 of an end of an interval, which all their drawings share."""
+    pairs = [pair for pairing in pairings for pair in pairing.pairs]
+    return max((abs(end) for pair in pairs for end in (pair.low, pair.high)), default=1.0)
+
+
+def _spread(differences: Iterable[float], reach: float) -> list[str]:
+    """Places between 0 and 100 for differences between -reach and reach."""
+    return [f"{50 + 49 * difference / reach:.2f}" for difference in differences]
+
+
 def _pictures(plots: Iterable[Path]) -> list[Picture]:
     pictures = []
     for path in plots:
@@ -180,8 +200,15 @@ def _render(name: str, **values: Any) -> str:
         "plain": _plain,
         "title": title,
         "row_notes": row_notes,
+        "sentence": sentence,
         "value_text": formats.value_text,
         "spread_text": formats.spread_text,
+        "legend": paired_formats.legend,
+        "heading": paired_formats.heading,
+        "cells": paired_formats.cells,
+        "points": paired_formats.points,
+        "spread": _spread,
+        "paired_caption": paired_formats.caption,
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     pages.globals |= {"dash": wording.DASH, "style": style}

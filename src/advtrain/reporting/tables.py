@@ -4,11 +4,12 @@ Cells hold fractions; how they look is the business of `formats` and of the page
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 from advtrain.reporting.folding import fold, labels
-from advtrain.reporting.records import Note, Row, Run
+from advtrain.reporting.notes import WHOLE, Footnote, Footnotes, general_notes, row_notes
+from advtrain.reporting.records import Row, Run
 from advtrain.reporting.wording import fraction, settings
 
 EVERY_VIEW = "all views"
@@ -16,7 +17,10 @@ EVERY_VIEW = "all views"
 
 @dataclass(frozen=True)
 class Cell:
-    """`value` is a fraction, or a radius in the column acr. One run has an interval, more a std."""
+    """`value` is a fraction, or a radius in the column acr. One run has an interval, more a std.
+
+    `marks`: the numbers of the table's footnotes about this value.
+    """
 
     value: float
     n: int | None = None
@@ -24,6 +28,7 @@ class Cell:
     high: float | None = None
     std: float | None = None
     seeds: int = 1
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A configuration under one view. `error` says why there are no numbers."""
+    """A configuration under one view. `error` says why there are no numbers.
+
+    `marks`: the numbers of the table's footnotes about all of the configuration's values.
+    """
 
     label: str
     view: str
@@ -50,6 +58,7 @@ class Line:
     published: dict[str, float]
     state: str = "done"
     error: str = ""
+    marks: tuple[int, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -61,6 +70,7 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
+    footnotes: tuple[Footnote, ...] = ()
 
     def best(self, key: str) -> float | None:
         """The largest value of a column, to be marked; None where nothing is compared."""
@@ -98,7 +108,42 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
         lines += _lines(group, label)
     keys = _columns(runs)
     columns = tuple(_column(key, runs, lines) for key in keys)
-    return Table(columns, tuple(lines), tuple(_repetitions(runs, groups)))
+    marked, footnotes = _annotated(lines)
+    return Table(columns, marked, tuple(_repetitions(runs, groups)), footnotes)
+
+
+def _annotated(lines: Sequence[Line]) -> tuple[tuple[Line, ...], tuple[Footnote, ...]]:
+    """The lines with marks, and what the marks say: first what concerns whole runs."""
+    footnotes = Footnotes()
+    several = len({line.label for line in lines}) > 1
+    views = any(line.view not in ("identity", "") for line in lines)
+
+    def words(line: Line, run: Run, *more: str) -> list[str]:
+        seed = f"seed {run.seed}" if line.seeds > 1 and run.seed is not None else ""
+        return [line.label if several else "", seed, *more]
+
+    general = {id(run): general_notes(run) for line in lines for run in line.runs}
+    whole = [
+        footnotes.mark(
+            (words(line, run, "" if note.row in WHOLE else str(note.row)), note)
+            for run in line.runs
+            for note in general[id(run)]
+            if note.message not in line.error
+        )
+        for line in lines
+    ]
+    marked = []
+    for line, marks in zip(lines, whole, strict=True):
+        cells = dict(line.cells)
+        for run in line.runs:
+            for row in run.rows:
+                if row.view == line.view and row.name in cells:
+                    about = words(line, run, line.view if views else "", row.name)
+                    found = footnotes.mark((about, note) for note in row_notes(run, row))
+                    cell = cells[row.name]
+                    cells[row.name] = replace(cell, marks=tuple(sorted({*cell.marks, *found})))
+        marked.append(replace(line, cells=cells, marks=marks))
+    return tuple(marked), footnotes.listed()
 
 
 def _lines(group: Sequence[Run], label: str) -> list[Line]:
@@ -205,21 +250,3 @@ def title(key: str) -> str:
     if key.startswith("certified_"):
         return f"certified r={key.removeprefix('certified_')}"
     return "ACR" if key == "acr" else key
-
-
-def general_notes(run: Run) -> list[Note]:
-    """The warnings of a run that name none of its rows."""
-    beside = [note for row in run.rows for note in row_notes(run, row)]
-    return [note for note in run.notes if note not in beside]
-
-
-def row_notes(run: Run, row: Row) -> list[Note]:
-    """The warnings to be told at a row: those naming its view too, else at the last of the name."""
-    last = [known for known in run.rows if known.name == row.name][-1]
-    exact = {f"{row.name}@{row.view}", f"{row.view}/{row.name}"}
-    return [
-        note
-        for note in run.notes
-        if note.row in exact
-        or (note.row == row.name and (note.view == row.view or (not note.view and row is last)))
-    ]

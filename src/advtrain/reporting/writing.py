@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advtrain.files import write_text
-from advtrain.reporting import comparison, formats, plots
+from advtrain.reporting import comparison, formats, paired_formats, plots
 from advtrain.reporting.page import run_page, set_page
-from advtrain.reporting.records import Run, find_runs, read_metrics, read_run
+from advtrain.reporting.paired import Pairing, pairings
+from advtrain.reporting.reading import find_runs, read_metrics, read_run
+from advtrain.reporting.records import Run
 from advtrain.reporting.series import read_examples, read_radii
 from advtrain.reporting.tables import Table, accuracy_table
 
@@ -23,7 +25,7 @@ def write_run(run_dir: Path) -> None:
     run = read_run(run_dir)
     table = accuracy_table([run])
     pictures = _run_plots(run, run_dir)
-    _write_tables(table, run_dir, formats.markdown_rows(run) if run.rows else "")
+    _write_tables(table, run_dir, run)
     write_text(run_dir / "report.html", run_page(run, pictures))
 
 
@@ -32,6 +34,14 @@ def write_sweep(dirs: Sequence[Path], out: Path) -> Table:
 
     Raises FileNotFoundError or NotADirectoryError for a path that is no folder, ValueError when
     there is no run in any.
+    """
+    return write_set(dirs, out)[0]
+
+
+def write_set(dirs: Sequence[Path], out: Path) -> tuple[Table, tuple[Pairing, ...]]:
+    """The same; and where `dirs` are single runs, comparison.{md,tex,csv} of all with the first.
+
+    Returns the table and the comparisons, none for grids or for one run. Raises as `write_sweep`.
     """
     found = find_runs(dirs)
     if not found:
@@ -42,17 +52,22 @@ def write_sweep(dirs: Sequence[Path], out: Path) -> Table:
         )
     runs = [read_run(directory) for directory in found]
     table = accuracy_table(runs)
+    single = set(found) == {path.resolve() for path in dirs}
+    paired = pairings(runs) if single else ()
     out.mkdir(parents=True, exist_ok=True)
     pictures = _set_plots(table, out)
-    _write_tables(table, out, "")
+    _write_tables(table, out)
+    if paired:
+        write_text(out / "comparison.md", paired_formats.markdown(paired))
+        write_text(out / "comparison.tex", paired_formats.latex(paired))
+        write_text(out / "comparison.csv", paired_formats.comma_separated(paired))
     heading = dirs[0].resolve().name if len(dirs) == 1 else "Comparison"
-    write_text(out / "report.html", set_page(heading, table, runs, pictures, out))
-    return table
+    write_text(out / "report.html", set_page(heading, table, runs, pictures, out, paired))
+    return table, paired
 
 
-def _write_tables(table: Table, out: Path, more: str) -> None:
-    text = formats.markdown(table)
-    write_text(out / "table.md", f"{text}\n{more}" if more else text)
+def _write_tables(table: Table, out: Path, run: Run | None = None) -> None:
+    write_text(out / "table.md", formats.markdown(table, run))
     write_text(out / "table.tex", formats.latex(table))
     write_text(out / "table.csv", formats.comma_separated(table))
 
