@@ -13,7 +13,10 @@ OPTIONS = [
     for group in GROUPS
     for path in sorted((conf_dir() / group).rglob("*.yaml"))
 ]
-NEEDS = {("model", "custom"): ["model.factory=advtrain.models.small.small_cnn"]}
+NEEDS = {
+    ("model", "custom"): ["model.factory=advtrain.models.small.small_cnn"],
+    ("eval", "transfer"): ["eval.attacks.transfer.source.checkpoint=another"],
+}
 QUICK = ("logger=none", "device=cpu", "epochs=1", "batch_size=24", "eval=none", *DATA)
 
 

@@ -9,10 +9,12 @@ import advtrain
 
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
-    "types functional threat modes precision ranges seeding stopping files lock",
+    "types functional threat hyperplane modes precision ranges seeding stopping files lock"
+    " norms inference",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
-    "training evaluation records results checkpoints tracking progress status reporting",
+    "training evaluation records results checkpoints tracking progress status reporting"
+    " trust probes masking answers tolerance",
     "__init__ __main__ main runs config signatures complaints grid adopt job program"
     " run_training run_evaluation run_certification",
 )

@@ -3,10 +3,13 @@
 An attack proposes; the referee checks that a proposal is finite, in the box and in the set, asks
 the classifier afresh, and counts. A proposal outside the set never counts as a success, and an
 example that is wrong without an attack is not robust, whatever an attack makes of it.
+
+A row runs on all examples, as papers do; a combination of attacks runs member by member, each on
+those that still stand.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -18,12 +21,16 @@ from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
 from advtrain.seeding import stream
-from advtrain.types import Attack, Classifier, Threat
+from advtrain.types import Attack, Classifier, Combination, Threat
 
-Show = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""Takes images, proposals, labels, clean logits and logits on the proposals of a batch."""
+Show = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Takes images, proposals, labels and logits on the proposals of a batch."""
 
 SLACK = 1e-5  # relative and absolute room for float rounding in "within eps"
+
+
+class EvaluationFailed(ValueError):
+    """The network cannot be evaluated, or not by this row; what was found before is on disk."""
 
 
 class Examples(Protocol):
@@ -31,37 +38,74 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: slice) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] without augmentation, and labels (B,)."""
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The network that is judged, and one with the same logits up to rounding to attack."""
+
+    model: nn.Module
+    fast: nn.Module
+
+
+@dataclass(frozen=True)
 class Row:
-    """One row of an evaluation. `attack` None: the images as they are. `key`: its fingerprint."""
+    """One row of an evaluation. `attack` None: the images as they are. `key`: its fingerprint.
+
+    `members`: the attacks of a combination, in their order; empty for any other.
+    """
 
     name: str
     key: str
-    attack: Attack | None
+    attack: Attack | Combination | None
+    members: Mapping[str, Attack]
+
+    @property
+    def plain(self) -> Attack | None:
+        """The attack of a row that is no combination."""
+        return None if isinstance(self.attack, Combination) else self.attack
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self.attack.keywords if isinstance(self.attack, partial) else {}
+        if self.attack is None:
+            return {}
+        return self.attack.keywords if isinstance(self.attack, partial) else vars(self.attack)
 
     @property
     def threat(self) -> Threat | None:
-        return self.settings.get("threat")
+        known: Threat | None = self.settings.get("threat") or getattr(self.attack, "threat", None)
+        return known
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of a row, and what was found of the examples that it ran on."""
+
+    name: str
+    verdicts: tuple[Verdicts, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row and what became of each example: `standing` after all stages."""
+
+    row: Row
+    stages: tuple[Stage, ...]
+    standing: tuple[bool, ...]
 
 
 class Counting:
     """A classifier that counts its examples, forward and backward."""
 
-    def __init__(self, classifier: Classifier) -> None:
-        self.classifier = classifier
+    def __init__(self, model: Classifier) -> None:
+        self.model = model
         self.forward_passes = 0
         self.backward_passes = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self.classifier(x)
+        logits = self.model(x)
         self.forward_passes += len(x)
         if logits.requires_grad:
             logits.register_hook(partial(self._count_backward, len(x)))
@@ -72,82 +116,98 @@ class Counting:
 
 
 def evaluate(
-    model: nn.Module,
+    subject: Subject,
     examples: Examples,
     row: Row,
     log: VerdictLog,
     *,
-    size: int,
+    clean: Sequence[bool],
     batch_size: int,
     seed: int,
     stop: Callable[[], None],
-    watch: Callable[[Verdicts], None],
+    watch: Callable[[int], None],
     show: Show | None = None,
-) -> list[Verdicts]:
-    """The verdicts of `row` on the first `size` examples, batch by batch.
+) -> Outcome:
+    """What `row` does to the first len(clean) examples; `clean`: which are right unattacked.
 
-    Batches already in `log` are taken from there. Draws come from the stream (seed, row, first
-    index), so that each batch comes out the same alone. `show` sees the first batch, unless that
-    was in the log. `stop` is called before each batch and may raise.
+    Batches already in `log` are taken from there. Draws come from the stream (seed, row, stage,
+    first example), so that each batch comes out the same alone. `show` sees the first batch of a
+    row that is no combination, unless that was in the log. `stop` is called before each batch and
+    may raise; `watch` gets the number of examples that are dealt with.
     """
-    verdicts = []
-    for start in range(0, size, batch_size):
-        end = min(start + batch_size, size)
-        found = log.find(row.key, start, end - start)
-        if found is None:
-            stop()
-            x, y = examples.batch(slice(start, end))
-            with stream(x.device, seed, row.name, start):
-                found = judge(model, x, y, row, start=start, show=show if start == 0 else None)
-            log.append(found)
-        watch(found)
-        verdicts.append(found)
-    return verdicts
+    standing, stages = list(clean), []
+    attacks: Mapping[str, Attack | None] = row.members or {row.name: row.plain}
+    for name, attack in attacks.items():
+        places = [i for i in range(len(clean)) if standing[i] or not row.members]
+        watch(len(clean) - len(places))
+        found = []
+        for start in range(0, len(places), batch_size):
+            at = tuple(places[start : start + batch_size])
+            key = f"{row.key}/{name}" if row.members else row.key
+            verdicts = log.find(key, at)
+            if verdicts is None:
+                stop()
+                x, y = examples.batch(torch.tensor(at))
+                right = torch.tensor([clean[i] for i in at], device=x.device)
+                with stream(x.device, seed, row.name, *([name] if row.members else []), at[0]):
+                    verdicts = judge(
+                        subject,
+                        x,
+                        y,
+                        attack,
+                        row.threat,
+                        key=key,
+                        at=at,
+                        clean=right,
+                        show=show if at[0] == 0 and not row.members else None,
+                    )
+                log.append(verdicts)
+            watch(len(at))
+            found.append(verdicts)
+            for place, bit in zip(at, verdicts.robust, strict=True):
+                standing[place] = bit == "1"
+        stages.append(Stage(name, tuple(found)))
+    return Outcome(row, tuple(stages), tuple(standing))
 
 
 def judge(
-    model: nn.Module,
+    subject: Subject,
     x: Tensor,
     y: Tensor,
-    row: Row,
+    attack: Attack | None,
+    threat: Threat | None,
     *,
-    start: int = 0,
+    key: str,
+    at: tuple[int, ...],
+    clean: Tensor,
     show: Show | None = None,
 ) -> Verdicts:
     """Attack one batch and judge it, in fp32 whatever the attack computes in.
 
+    `clean` (B,): which examples are right unattacked; without an attack, those that may be.
     Weights are frozen and modules in evaluation mode meanwhile; both are restored.
     """
     began = time.perf_counter()
-    counted = Counting(model)
-    with crafting(model, mode="eval"):
-        with torch.no_grad(), full_precision(model):
-            clean_logits = counted(x)
-        clean = right(clean_logits, y)
-        if row.attack is None:
-            adversarial, robust, outside, non_finite = clean, clean, 0, 0
-        else:
-            x_adv = row.attack(counted, x, y).detach()
-            valid = inside(x_adv, x, row.threat)
-            with torch.no_grad(), full_precision(model):
-                logits = counted(torch.where(_per_image(valid, x), x_adv, x))
-            # Logits that are not finite are no success of the attack: they fool nobody.
-            finite = torch.isfinite(logits).all(1)
-            fooled = valid & finite & (logits.argmax(1) != y)
-            adversarial = torch.where(valid, ~fooled, clean)
-            robust = clean & ~fooled
-            outside, non_finite = int((~valid).sum()), int((valid & ~finite).sum())
-            if show is not None:
-                show(x, x_adv, y, clean_logits, logits)
+    counted, judging = Counting(subject.fast), Counting(subject.model)
+    with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
+        x_adv = x if attack is None else attack(counted, x, y).detach()
+        valid = inside(x_adv, x, threat)
+        with torch.no_grad(), full_precision(subject.model):
+            logits = judging(torch.where(_per_image(valid, x), x_adv, x))
+    # Logits that are not finite are no success of the attack: they fool nobody.
+    finite = torch.isfinite(logits).all(1)
+    fooled = valid & finite & (logits.argmax(1) != y)
+    adversarial = right(logits, y) if attack is None else torch.where(valid, ~fooled, clean)
+    if show is not None and attack is not None:
+        show(x, x_adv, y, logits)
     return Verdicts(
-        row=row.key,
-        start=start,
-        clean=_bits(clean),
+        row=key,
+        at=at,
         adversarial=_bits(adversarial),
-        robust=_bits(robust),
-        outside=outside,
-        non_finite=non_finite,
-        forward_passes=counted.forward_passes,
+        robust=_bits(clean & adversarial),
+        outside=int((~valid).sum()),
+        non_finite=int((valid & ~finite).sum()) if attack is not None else 0,
+        forward_passes=counted.forward_passes + judging.forward_passes,
         backward_passes=counted.backward_passes,
         seconds=round(time.perf_counter() - began, 4),
     )
@@ -182,12 +242,16 @@ def _bits(mask: Tensor) -> str:
     return "".join("1" if value else "0" for value in mask.tolist())
 
 
-def rows(attacks: Mapping[str, Attack], keys: Mapping[str, str]) -> Iterator[Row]:
+def rows(
+    attacks: Mapping[str, Attack | Combination], keys: Mapping[str, str], classes: int
+) -> Iterator[Row]:
     """`clean` first, then the attacks in their order; `keys` are the fingerprints.
 
-    A row called `pgd` is named for the norm of its threat, pgd_linf or pgd_l2.
+    A row called `pgd` is named for the norm of its threat, pgd_linf or pgd_l2. `classes`: of the
+    model, on which the members of a combination may depend.
     """
-    yield Row("clean", keys["clean"], None)
+    yield Row("clean", keys["clean"], None, {})
     for name, attack in attacks.items():
-        row = Row(name, keys[name], attack)
+        members = attack.members(classes) if isinstance(attack, Combination) else {}
+        row = Row(name, keys[name], attack, members)
         yield replace(row, name=f"pgd_{row.threat.norm}") if name == "pgd" and row.threat else row

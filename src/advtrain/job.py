@@ -17,6 +17,7 @@ from advtrain.adopt import adopt
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, check, plain, settled
 from advtrain.data.errors import DataError
+from advtrain.evaluation import EvaluationFailed
 from advtrain.files import remove_leftovers, write_json
 from advtrain.lock import locked
 from advtrain.program import execute
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DONE, FAILED, INVALID = 0, 1, 2
 WRONG_INPUT = (ConfigError, DataError, CheckpointError, HydraException, RangeError)
-FORESEEN = (*WRONG_INPUT, TrainingFailed, OSError)
+FORESEEN = (*WRONG_INPUT, TrainingFailed, EvaluationFailed, OSError)
 
 
 def run_job(

@@ -13,17 +13,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the referee found for the examples [start, start + len(clean)) of one row.
+    """What the referee found for one batch of one attack.
 
-    row: the row's fingerprint. clean, adversarial: right on the image, on the proposal, one
-    character 0 or 1 per example. robust: right on both, where an invalid proposal counts as the
-    image itself. outside: proposals outside the set or not finite. non_finite: valid proposals
-    with logits that are not finite, which fool nobody.
+    row: the attack's fingerprint. at: the positions of the examples. adversarial: right on the
+    proposal, robust: right on the image and the proposal, one character 0 or 1 per example; an
+    invalid proposal counts as the image itself. outside: proposals outside the set or not
+    finite. non_finite: valid proposals with logits that are not finite, which fool nobody.
     """
 
     row: str
-    start: int
-    clean: str
+    at: tuple[int, ...]
     adversarial: str
     robust: str
     outside: int
@@ -32,17 +31,13 @@ class Verdicts:
     backward_passes: int
     seconds: float
 
-    @property
-    def examples(self) -> int:
-        return len(self.clean)
-
 
 class VerdictLog:
     """The verdicts of a run directory; `append` returns once a line is on disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lines = {self._key(line): line for line in self._whole_lines()}
+        self.lines = {(line.row, line.at): line for line in self._whole_lines()}
 
     def _whole_lines(self) -> Iterator[Verdicts]:
         if not self.path.exists():
@@ -54,26 +49,23 @@ class VerdictLog:
                 file.truncate(len(whole))
         for line in whole.splitlines():
             try:
-                yield Verdicts(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                fields = json.loads(line)
+                yield Verdicts(**{**fields, "at": tuple(fields["at"])})
+            except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
                     f"{self.path} has a line that is no verdict: {line[:60]!r}. Remove the file to "
                     "evaluate again."
                 ) from error
 
-    @staticmethod
-    def _key(line: Verdicts) -> tuple[str, int, int]:
-        return line.row, line.start, line.examples
-
-    def find(self, row: str, start: int, examples: int) -> Verdicts | None:
-        return self.lines.get((row, start, examples))
+    def find(self, row: str, at: tuple[int, ...]) -> Verdicts | None:
+        return self.lines.get((row, at))
 
     def append(self, verdicts: Verdicts) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(verdicts)) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.lines[self._key(verdicts)] = verdicts
+        self.lines[verdicts.row, verdicts.at] = verdicts
 
 
 def interval(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:

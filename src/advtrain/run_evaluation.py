@@ -1,6 +1,7 @@
 """One evaluation: from a network to results.json, row by row, resumed where it stopped."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -11,14 +12,33 @@ from torch import Tensor, nn
 
 from advtrain.config import ConfigError
 from advtrain.data.split import Split
-from advtrain.evaluation import Row, Show, evaluate, rows
+from advtrain.evaluation import (
+    EvaluationFailed,
+    Outcome,
+    Row,
+    Show,
+    Subject,
+    evaluate,
+    rows,
+)
 from advtrain.files import write_atomic, write_json
+from advtrain.inference import swift
+from advtrain.modes import crafting
+from advtrain.precision import full_precision
+from advtrain.probes import probe
 from advtrain.progress import Progress
-from advtrain.records import VerdictLog, Verdicts
-from advtrain.results import document, fingerprint, printable, row_record, warnings, worst_case
+from advtrain.records import VerdictLog
+from advtrain.results import document, fingerprint, printable, row_record, worst_case
 from advtrain.run_certification import certify
 from advtrain.runs import Evaluation, Setting, parameters
+from advtrain.seeding import stream
+from advtrain.trust import contradictions
+from advtrain.types import Attack, Combination
 
+log_line = logging.getLogger(__name__)
+
+PROBES = 16  # images on which the network that is attacked is held against the one judged
+PROBED = 128  # images that tell whether the network can be trusted with an evaluation
 PICTURES = 8  # adversarial examples kept for the report
 DIGESTED = 1000  # images whose pixels tell one set of examples from another
 
@@ -37,69 +57,101 @@ def evaluate_model(
     plan: Evaluation = setting.build("eval")
     examples = setting.data.test
     size = min(len(examples), plan.size or len(examples))
-    described = _describe(model, setting, facts, checkpoint, size)
-    seen = fingerprint(digest(model), setting.config["model"], digest_of(examples, size))
-    keys = row_keys(setting, seen, plan.batch_size)
+    examined = digest_of(examples, size)
+    described = _describe(model, setting, facts, checkpoint, size, examined)
+    seen = fingerprint(digest(model), setting.config["model"], examined)
+    keys = row_keys(setting, seen, plan)
     log = VerdictLog(setting.directory / "verdicts.jsonl")
-    found: list[tuple[Row, Sequence[Verdicts]]] = []
+    shown = probed(model, setting, size)
+    subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
+    found: list[Outcome] = []
     certified: dict[str, Any] | None = None
 
     def write() -> dict[str, Any]:
-        records = [row_record(row, verdicts) for row, verdicts in found]
+        records = [row_record(outcome) for outcome in found]
         seconds = sum(record["seconds"] for record in records)
         content = document(
             described,
             records,
             worst_case=worst_case(found),
             certified=certified,
-            warnings=warnings(records),
+            warnings=[*shown, *contradictions(records)],
             environment=environment(setting),
             seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
         )
         write_json(setting.directory / "results.json", content)
         return content
 
-    for row in rows(plan.attacks, keys):
+    clean: Sequence[bool] = [True] * size
+    for row in rows(plan.attacks, keys, len(setting.data.classes)):
         known = len(log.lines)
-        with Progress(size, row.name, "img") as bar:
-
-            def watch(verdicts: Verdicts, bar: Progress = bar) -> None:
-                bar.advance(verdicts.examples)
-
-            verdicts = evaluate(
-                model,
-                examples,
-                row,
-                log,
-                size=size,
-                batch_size=plan.batch_size,
-                seed=setting.config["seed"],
-                stop=stop,
-                watch=watch,
-                show=_keep_pictures(setting, row),
-            )
-            found.append((row, verdicts))
+        with Progress(size * max(len(row.members), 1), row.name, "img") as bar:
+            try:
+                outcome = evaluate(
+                    subject,
+                    examples,
+                    row,
+                    log,
+                    clean=clean,
+                    batch_size=plan.batch_size,
+                    seed=setting.config["seed"],
+                    stop=stop,
+                    watch=bar.advance,
+                    show=_keep_pictures(setting, subject, row),
+                )
+            except ValueError as error:
+                raise EvaluationFailed(f"row {row.name}: {error}") from error
+            clean = outcome.standing if row.attack is None else clean
+            found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
                 write()
-            bar.say(_line(row_record(row, verdicts)))
+            bar.say(_line(row_record(outcome)))
     if plan.certify is not None:
         certified = certify(model, setting, plan.certify, seen, stop)
     return write()
 
 
-def row_keys(setting: Setting, seen: str, batch_size: int) -> dict[str, str]:
+def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]]:
+    """What the network shows on a few images, before hours are spent; said at once.
+
+    EvaluationFailed: nothing it says could be judged.
+    """
+    x, y = setting.data.test.batch(slice(0, min(size, PROBED)))
+    threat, classes = setting.build("threat"), len(setting.data.classes)
+    with (
+        crafting(model, "eval"),
+        full_precision(model),
+        stream(x.device, setting.config["seed"], "probe"),
+    ):
+        try:
+            found = probe(model, x, y, threat=threat, classes=classes)
+        except ValueError as error:
+            raise EvaluationFailed(str(error)) from error
+    for warning in found:
+        log_line.warning("%s", f"{warning['check']}: {warning['message']}")
+    return found
+
+
+def row_keys(setting: Setting, seen: str, plan: Evaluation) -> dict[str, str]:
     """The fingerprint of each row: all that its verdicts depend on.
 
-    `seen`: that of the network and the examples.
+    `seen`: that of the network and the examples. Networks that an attack brings count by their
+    weights.
     """
     config = setting.config
-    common = (seen, config["seed"], config["precision"], batch_size)
+    common = (seen, config["seed"], config["precision"], plan.batch_size)
     attacks = config["eval"]["attacks"]
     if "clean" in attacks:
         raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
     return {"clean": fingerprint(*common)} | {
-        name: fingerprint(*common, name, node) for name, node in attacks.items()
+        name: fingerprint(*common, name, node, *_sources(plan.attacks[name]))
+        for name, node in attacks.items()
     }
+
+
+def _sources(attack: Attack | Combination) -> list[str]:
+    settings = getattr(attack, "keywords", {}).values()
+    return [digest(value) for value in settings if isinstance(value, nn.Module)]
 
 
 def digest(model: nn.Module) -> str:
@@ -125,7 +177,12 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _describe(
-    model: nn.Module, setting: Setting, facts: Mapping[str, Any], checkpoint: str, size: int
+    model: nn.Module,
+    setting: Setting,
+    facts: Mapping[str, Any],
+    checkpoint: str,
+    size: int,
+    examined: str,
 ) -> dict[str, Any]:
     config, choices = setting.config, facts["choices"]
     threat = setting.build("threat")
@@ -135,6 +192,7 @@ def _describe(
             "name": choices.get("dataset"),
             "split": "test",
             "n": size,
+            "examples": examined,
             **{
                 f"{k}_images" if k in ("train", "validation", "test") else f"data_{k}": v
                 for k, v in setting.data.summary().items()
@@ -164,14 +222,16 @@ def environment(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _keep_pictures(setting: Setting, row: Row) -> Show | None:
+def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
     """Saves the first images of the row that attacks with the training norm in several steps."""
     path = setting.directory / "examples.npz"
     norm = setting.build("threat").norm
     if row.threat is None or row.threat.norm != norm or row.settings.get("steps") is None:
         return None
 
-    def show(x: Tensor, x_adv: Tensor, y: Tensor, clean: Tensor, adversarial: Tensor) -> None:
+    def show(x: Tensor, x_adv: Tensor, y: Tensor, adversarial: Tensor) -> None:
+        with crafting(subject.model, "eval"), torch.no_grad():
+            clean = subject.model(x[:PICTURES])
         arrays = {
             "clean": x,
             "adversarial": x_adv,

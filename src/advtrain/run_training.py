@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from advtrain import checkpoints
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
 from advtrain.data.split import Data
-from advtrain.evaluation import Row, judge
+from advtrain.evaluation import Row, Subject, judge
 from advtrain.files import write_text
 from advtrain.optimizers import require_rates
 from advtrain.progress import Progress
@@ -148,14 +149,18 @@ def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict
     size = min(len(split), validation.size)
     if size == 0:
         return {}
-    row = Row("validation", "validation", validation.attack)
     bits = {"val_acc": "", "val_adv_acc": ""}
+    row = Row("validation", "validation", validation.attack, {})
+    referee = partial(judge, Subject(model, model), threat=row.threat, key=row.key)
     for start in range(0, size, VALIDATION_BATCH):
         x, y = split.batch(slice(start, min(start + VALIDATION_BATCH, size)))
+        at, all_right = tuple(range(len(y))), torch.ones_like(y, dtype=torch.bool)
         with stream(x.device, setting.config["seed"], "validation", start):
-            verdicts = judge(model, x, y, row, start=start)
-        bits["val_acc"] += verdicts.clean
-        bits["val_adv_acc"] += verdicts.robust
+            clean = referee(x, y, None, at=at, clean=all_right).robust
+            right = torch.tensor([bit == "1" for bit in clean], device=x.device)
+            robust = referee(x, y, validation.attack, at=at, clean=right).robust
+        bits["val_acc"] += clean
+        bits["val_adv_acc"] += robust
     return {name: each.count("1") / size for name, each in bits.items()}
 
 

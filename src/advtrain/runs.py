@@ -16,7 +16,16 @@ from advtrain.data.split import Data
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Positive, Probability
 from advtrain.seeding import derive
-from advtrain.types import Attack, Average, Defense, Descent, Penalty, Schedule, Threat
+from advtrain.types import (
+    Attack,
+    Average,
+    Combination,
+    Defense,
+    Descent,
+    Penalty,
+    Schedule,
+    Threat,
+)
 
 Allowed = Iterable[str]
 
@@ -53,7 +62,7 @@ class Certification:
 class Evaluation:
     """The rows of an evaluation on the first `size` test examples (null: all)."""
 
-    attacks: Mapping[str, Attack]
+    attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
     batch_size: Count
@@ -187,6 +196,15 @@ def load_run(
     model = make_model(config, shape, classes, torch.device("cpu"), packages)
     checkpoints.restore(model, checkpoints.weights(content, file), file)
     return model.eval(), dict(content["config"])
+
+
+def source(*, checkpoint: str) -> nn.Module:
+    """The network of another run, for `transfer`; `checkpoint`: a run directory or a file of one.
+
+    CheckpointError: as `load_run`.
+    """
+    model, _ = load_run(checkpoints.locate(checkpoint))
+    return model
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,0 +1,100 @@
+"""The benchmark counts passes rightly, and its command writes the table that it promises."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import bench_attacks
+import bench_peers
+import bench_subject
+import benchmark
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).eval()
+
+
+def test_a_tape_holds_each_pass_and_whether_a_gradient_was_taken() -> None:
+    tape, x = benchmark.Tape(net()), torch.rand(5, 1, 2, 2)
+    leaf = x.clone().requires_grad_()
+    torch.autograd.grad(tape(leaf).sum(), leaf)
+    tape(leaf)
+    with torch.no_grad():
+        benchmark.Taped(tape)(x[:2])
+    assert tape.passes() == [(5, True), (5, False), (2, False)]
+
+
+def test_the_limit_makes_these_passes_again_and_no_others() -> None:
+    passes = [benchmark.Pass(3, True), benchmark.Pass(5, False), benchmark.Pass(8, True)]
+    model = net()
+    seen: list[tuple[int, bool]] = []
+    model.register_forward_hook(
+        lambda module, given, logits: seen.append((len(logits), logits.requires_grad))
+    )
+    benchmark.limit(model, torch.rand(5, 1, 2, 2), [*passes, benchmark.Pass(0, True)])()
+    assert seen == passes
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_contestants_run_equally_often_and_ratios_are_taken_within_rounds() -> None:
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = benchmark.interleaved(runs, rounds=3, clock="wall", device=torch.device("cpu"))
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+    assert set(calls) == {"a", "b"}
+    assert benchmark.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (2.0, 1.0, 3.0)
+
+
+def test_the_command_prints_a_row_for_the_limit_and_for_each_contestant(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=2)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    monkeypatch.setitem(bench_attacks.PEERS, "foolbox", lambda attack, model, settings: None)
+    monkeypatch.setattr(
+        bench_attacks, "installed", lambda peer: "1.0" if peer == "foolbox" else None
+    )
+    options = "--attacks fgsm,pgd,pgd_l2,mim,apgd --batch 6 --steps 2 --rounds 2 --markdown"
+    bench_attacks.main([*options.split(), "--peers", "foolbox,art"])
+    out = capsys.readouterr().out
+    assert "skipped: art is not installed" in out and "foolbox 1.0" in out
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    table = {(row[0], row[1]): row[2:] for row in rows[2:]}
+    assert len(table) == 15 and table["fgsm", "limit"][2] == "1.00 (1.00 to 1.00)"
+    assert table["fgsm", "ours"][0] == "1/1" and table["pgd", "ours, swift"][0] == "2/2"
+    assert all(cells[-1] == "0" for (_, name), cells in table.items() if name == "ours")
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--attacks pgt", "'pgt'; allowed are fgsm, pgd"),
+        ("--rounds 0", "'0'; allowed is a whole number from 1"),
+        ("--clock cpu --threads 2", "Use --clock wall"),
+    ],
+)
+def test_wrong_options_are_refused(options: str, told: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        bench_attacks.main(options.split())
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # the peers' own, at import
+@pytest.mark.parametrize("peer", bench_peers.PEERS)
+def test_peers_that_are_installed_run(peer: str) -> None:
+    if bench_peers.installed(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    settings = bench_peers.Settings(0.1, 2, 0.05, 6)
+    given = torch.rand(6, 1, 2, 2), torch.arange(6) % 3
+    attacks = ["apgd"] if peer == "pyautoattack" else ["fgsm", "pgd", "pgd_l2", "mim"]
+    for attack in attacks:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)).eval()
+        run = bench_peers.PEERS[peer](attack, model, settings)
+        assert run is not None and run(*given).shape == given[0].shape
