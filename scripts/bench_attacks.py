@@ -1,0 +1,229 @@
+"""What our attacks cost beside the passes that they cannot do without, and beside other libraries.
+
+    python scripts/bench_attacks.py --model mnist_cnn --attacks fgsm,pgd --markdown
+
+The limit of an attack is the time of its own passes through the network with frozen parameters,
+forward alone or forward and back to the images, at the batch sizes that it had, and nothing else.
+All contestants of an attack run in turns. Read ratios of one table with each other, never times of
+two. Verdicts are taken afresh on the plain network in float32.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
+from datetime import date
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from bench_peers import PEERS, Settings, bound, installed
+from bench_subject import KINDS, Subject, subject
+from benchmark import CLOCKS, Pass, Tape, Taped, interleaved, limit, machine, ratio
+from torch import Tensor, nn
+
+from advtrain.attacks.apgd import apgd
+from advtrain.attacks.autoattack import autoattack
+from advtrain.attacks.mim import mim
+from advtrain.attacks.pgd import fgsm, pgd
+from advtrain.inference import swift
+from advtrain.precision import full_precision, low_precision
+from advtrain.threat import L2, Linf
+from advtrain.types import Attack, Threat
+
+Make = Callable[[Any], Callable[[], Tensor] | None]
+"""Prepares an attack on a network or a tape; what that returns is run and timed, None: no such."""
+
+ATTACKS = ("fgsm", "pgd", "pgd_l2", "mim", "apgd", "autoattack")
+COLUMNS = ("attack", "by", "passes F/B", "ms", "of the limit", "of ours", "robust", "differ")
+OURS, SWIFT = "ours", "ours, swift"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    warnings.filterwarnings("ignore")  # the peers' own
+    device = torch.device(options.device)
+    given = subject(options.model, options.batch, options.root, options.checkpoint)
+    model = given.model.to(device)
+    if options.precision == "bf16":
+        low_precision(model)
+    target = given._replace(model=model, x=given.x.to(device), y=given.y.to(device))
+    peers = {peer: installed(peer) for peer in options.peers}
+    heading(options, target, peers)
+    table = Table(options.markdown)
+    for attack in options.attacks:
+        present = [peer for peer, known in peers.items() if known]
+        for row in compare(attack, target, present, options):
+            table.add(row)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    form = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
+    attacks, peers = partial(_chosen, allowed=ATTACKS), partial(_chosen, allowed=PEERS)
+    form.add_argument("--model", choices=KINDS, default="mnist_cnn")
+    form.add_argument("--attacks", type=attacks, default="fgsm,pgd,pgd_l2,mim,apgd")
+    form.add_argument("--peers", type=peers, default=",".join(PEERS), help="'' for none")
+    form.add_argument("--batch", type=_count, default=128, help="images, attacked together")
+    form.add_argument("--steps", type=_count, default=10, help="of all but fgsm and autoattack")
+    form.add_argument("--rounds", type=_count, default=9, help="turns of each contestant")
+    form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    form.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of inner layers"
+    )
+    form.add_argument("--threads", type=_count, default=1)
+    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine")
+    form.add_argument("--checkpoint", help="weights; without it, a brief training")
+    form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
+    form.add_argument("--markdown", action="store_true", help="a table for the documentation")
+    options = form.parse_args(arguments)
+    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
+        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+    return options
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number from 1")
+    return int(text)
+
+
+def _chosen(text: str, allowed: Collection[str]) -> list[str]:
+    names = [name for name in text.split(",") if name]
+    unknown = [name for name in names if name not in allowed]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed are {', '.join(allowed)}")
+    return names
+
+
+def heading(options: argparse.Namespace, target: Subject, peers: Mapping[str, str | None]) -> None:
+    """What the figures depend on; peers that are not installed are named."""
+    versions = {
+        "torch": torch.__version__,
+        **{name: found for name, found in peers.items() if found},
+    }
+    lacking = [name for name, found in peers.items() if found is None]
+    right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
+    lines = [
+        f"{date.today()}, {machine(target.x.device)}",
+        ", ".join(f"{name} {each}" for name, each in versions.items()),
+        f"{options.model}, {target.story}; {right}",
+        f"{options.rounds} rounds, medians (and extremes), {options.clock} time",
+        "python " + " ".join(sys.argv),
+        *(f"skipped: {name} is not installed" for name in lacking),
+    ]
+    print("\n".join(lines), end="\n\n", flush=True)
+
+
+def compare(
+    attack: str, target: Subject, peers: Sequence[str], options: argparse.Namespace
+) -> Iterator[Sequence[str]]:
+    """One row per contestant of `attack`."""
+    model, x, y, *_ = target
+    threat, settings = setting(attack, target, options)
+    run, fast = ours(attack, threat, settings), swift(model, x[:16])
+    makes: dict[str, Make] = {OURS: lambda net: partial(run, net, x, y)}
+    if attack != "autoattack":  # which takes a swift copy by itself
+        makes[SWIFT] = lambda net: partial(run, fast if net is model else net, x, y)
+    for peer in peers:
+        makes[peer] = lambda net, peer=peer: bound(PEERS[peer](attack, net, settings), x, y)
+    found = {name: taped(make, model, module=name in peers) for name, make in makes.items()}
+    passes = {name: each for name, each in found.items() if each is not None}
+    runs = {name: makes[name](deepcopy(model) if name in peers else model) for name in passes}
+    seconds = interleaved(
+        {"limit": limit(model, x, passes[OURS]), **runs},
+        rounds=options.rounds,
+        clock=options.clock,
+        device=x.device,
+    )
+    stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
+    for name, each in seconds.items():
+        yield [
+            attack,
+            name,
+            shown(passes.get(name, passes[OURS]), len(x)),
+            f"{1000 * median(each):.1f}",
+            str(ratio(each, seconds["limit"])),
+            str(ratio(each, seconds[OURS])),
+            f"{stands[name].float().mean():.1%}" if name in stands else "",
+            str(int((stands[name] != stands[OURS]).sum())) if name in stands else "",
+        ]
+
+
+def setting(attack: str, target: Subject, options: argparse.Namespace) -> tuple[Threat, Settings]:
+    threat = L2(target.eps["l2"]) if attack == "pgd_l2" else Linf(target.eps["linf"])
+    step_size = (1.0 if attack == "mim" else 2.5) * threat.eps / options.steps
+    return threat, Settings(threat.eps, options.steps, step_size, options.batch)
+
+
+def ours(attack: str, threat: Threat, settings: Settings) -> Attack:
+    steps = {"steps": settings.steps, "step_size": settings.step_size}
+    known: dict[str, Attack] = {
+        "fgsm": partial(fgsm, threat=threat),
+        "pgd": partial(pgd, threat=threat, **steps),
+        "pgd_l2": partial(pgd, threat=threat, **steps),
+        "mim": partial(mim, threat=threat, decay=1.0, **steps),
+        "apgd": partial(apgd, threat=threat, steps=settings.steps),
+        "autoattack": partial(autoattack, threat=threat, batch_size=settings.batch),
+    }
+    return known[attack]
+
+
+def taped(make: Make, model: nn.Module, *, module: bool) -> list[Pass] | None:
+    """The passes of one run; None where a peer lacks the attack."""
+    tape = Tape(deepcopy(model))
+    run = make(Taped(tape) if module else tape)
+    if run is None:
+        return None
+    seeded(run)
+    return tape.passes()
+
+
+def seeded(run: Callable[[], Tensor]) -> Tensor:
+    torch.manual_seed(0)
+    return run()
+
+
+def shown(passes: Sequence[Pass], images: int) -> str:
+    """Forward and backward passes per image."""
+    forward = sum(each.images for each in passes) / images
+    backward = sum(each.images for each in passes if each.backward) / images
+    return f"{forward:.4g}/{backward:.4g}"
+
+
+def standing(target: Subject, x_adv: Tensor) -> Tensor:
+    """Which images the plain network gets right after an attack, (B,); NaN fools nobody."""
+    with torch.no_grad(), full_precision(target.model):
+        logits = target.model(x_adv)
+    return (logits.argmax(1) == target.y) | ~torch.isfinite(logits).all(1)
+
+
+def accuracy(target: Subject, x: Tensor) -> float:
+    return float(standing(target, x).float().mean())
+
+
+class Table:
+    """Rows as they come, in columns or for Markdown."""
+
+    def __init__(self, markdown: bool) -> None:
+        self.markdown = markdown
+        self.add(COLUMNS)
+        if markdown:
+            self.add(["---"] * len(COLUMNS))
+
+    def add(self, cells: Sequence[str]) -> None:
+        widths = (10, 13, 12, 9, 19, 19, 7, 6)
+        padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
+        line = f"| {' | '.join(cells)} |" if self.markdown else "  ".join(padded).rstrip()
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

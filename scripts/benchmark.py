@@ -1,0 +1,163 @@
+"""Timing side by side: contestants take turns in random order, ratios are taken within a round.
+
+On a machine that others use too, minutes differ by more than programs do; within a round of a few
+seconds they differ less, and the median over rounds is steadier still. `cpu` counts the time of
+this process instead, which waiting for a core does not lengthen; for one thread only.
+"""
+
+import gc
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+SHORTEST = 0.03  # seconds; what takes less is repeated within its turn
+
+
+class Pass(NamedTuple):
+    """One call of a network: how many images, and whether a gradient was taken back to them."""
+
+    images: int
+    backward: bool
+
+
+class Ratio(NamedTuple):
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class Tape:
+    """A classifier that writes down its passes; attacks find its network under `model`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sizes: list[int] = []
+        self.backward: set[int] = set()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        number = len(self.sizes)
+        self.sizes.append(len(x))
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: self.backward.add(number))
+        return logits
+
+    def passes(self) -> list[Pass]:
+        return [Pass(size, number in self.backward) for number, size in enumerate(self.sizes)]
+
+
+class Taped(nn.Module):
+    """The same as a module, for libraries that ask for one."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.model = tape.model
+        self.tape = tape
+        self.train(tape.model.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tape(x)
+
+
+def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], None]:
+    """The least that an attack with these passes can cost: the passes, and nothing else.
+
+    Parameters are frozen, and gradients are taken to the images alone.
+    """
+    frozen = deepcopy(model).requires_grad_(False)
+    batches = {
+        size: x[torch.arange(size, device=x.device) % len(x)] for size, _ in {*passes} if size
+    }
+
+    def run() -> None:
+        for size, backward in passes:
+            if not size:
+                continue
+            if backward:
+                leaf = batches[size].detach().requires_grad_()
+                torch.autograd.grad(frozen(leaf).sum(), leaf)
+            else:
+                with torch.no_grad():
+                    frozen(batches[size])
+
+    return run
+
+
+def interleaved(
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    clock: str,
+    device: torch.device,
+) -> dict[str, list[float]]:
+    """Seconds per call of each contestant in each round; everyone runs once before, to warm up."""
+
+    def timed(run: Callable[[], object], times: int) -> float:
+        torch.manual_seed(0)
+        _wait(device)
+        began = CLOCKS[clock]()
+        for _ in range(times):
+            run()
+        _wait(device)
+        return (CLOCKS[clock]() - began) / times
+
+    order = list(contestants)
+    draws = random.Random(0)
+    found: dict[str, list[float]] = {name: [] for name in order}
+    for run in contestants.values():
+        run()
+    times = {
+        name: ceil(SHORTEST / max(timed(run, 1), SHORTEST / 100))
+        for name, run in contestants.items()
+    }
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            gc.collect()
+            draws.shuffle(order)
+            for name in order:
+                found[name].append(timed(contestants[name], times[name]))
+    finally:
+        if enabled:
+            gc.enable()
+    return found
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
+    """Of the two in each round: the median, the least and the largest."""
+    each = [a / b for a, b in zip(seconds, base, strict=True)]
+    return Ratio(median(each), min(each), max(each))
+
+
+def machine(device: torch.device) -> str:
+    """The processor, its cores and the threads in use; the accelerator, if that does the work."""
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    host = f"{_processor()}, {cores} cores, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{torch.cuda.get_device_name(device)}; {host}" if device.type == "cuda" else host
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
