@@ -137,13 +137,13 @@ def compare(
     found = {name: taped(make, model, module=name in peers) for name, make in makes.items()}
     passes = {name: each for name, each in found.items() if each is not None}
     runs = {name: makes[name](deepcopy(model) if name in peers else model) for name in passes}
+    stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
     seconds = interleaved(
         {"limit": limit(model, x, passes[OURS]), **runs},
         rounds=options.rounds,
         clock=options.clock,
         device=x.device,
     )
-    stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
     for name, each in seconds.items():
         yield [
             attack,

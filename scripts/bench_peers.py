@@ -1,5 +1,6 @@
 """The attacks of other libraries with the settings of ours, each in the way its manual shows."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
@@ -100,6 +101,7 @@ def art(attack: str, model: nn.Module, set_to: Settings) -> Run | None:
 def pyautoattack(attack: str, model: nn.Module, set_to: Settings) -> Run | None:
     library = import_module("pyautoattack.autoattack")
     base = import_module("pyautoattack.autopgd_base")
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)  # its advice on each run
     eps, steps, _, batch = set_to
     device = next(model.parameters()).device
     if attack == "apgd":

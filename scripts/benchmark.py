@@ -115,15 +115,11 @@ def interleaved(
         _wait(device)
         return (CLOCKS[clock]() - began) / times
 
-    order = list(contestants)
-    draws = random.Random(0)
+    times = {}
+    for name, run in contestants.items():
+        times[name] = ceil(SHORTEST / max(timed(run, 1), SHORTEST / 100))
+    order, draws = list(contestants), random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in order}
-    for run in contestants.values():
-        run()
-    times = {
-        name: ceil(SHORTEST / max(timed(run, 1), SHORTEST / 100))
-        for name, run in contestants.items()
-    }
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -249,7 +249,7 @@ def test_hooks_and_parametrised_weights_stay_at_work() -> None:
         agree(fast, model, images(seed=2))
 
 
-@pytest.mark.parametrize("wrap", [zoo.purified, zoo.functionally_purified, zoo.two_faced])
+@pytest.mark.parametrize("wrap", [zoo.purified, zoo.purified_by_func, zoo.two_faced])
 def test_networks_that_differentiate_inside_keep_their_function(wrap: Any) -> None:
     model = wrap(simple()).eval()
     agree(swift(model, images()), model, images(seed=2))
