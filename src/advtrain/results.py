@@ -105,4 +105,3 @@ def document(
 ) -> dict[str, Any]:
     """The whole of results.json; `facts` describe the run, `measured` what it found."""
     return {"schema": SCHEMA, **facts, "rows": list(rows), **measured}
-

@@ -35,7 +35,7 @@ from advtrain.seeding import stream
 from advtrain.trust import contradictions
 from advtrain.types import Attack, Combination
 
-log_line = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PROBES = 16  # images on which the network that is attacked is held against the one judged
 PROBED = 128  # images that tell whether the network can be trusted with an evaluation
@@ -128,7 +128,7 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
         except ValueError as error:
             raise EvaluationFailed(str(error)) from error
     for warning in found:
-        log_line.warning("%s", f"{warning['check']}: {warning['message']}")
+        logger.warning("%s: %s", warning["check"], warning["message"])
     return found
 
 
