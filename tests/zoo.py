@@ -4,12 +4,13 @@ Most put something before, behind or into a network that was trained without att
 true of that network stays true: within eps = 0.15 on digits hardly an image is safe.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from math import cos, pi
 
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from advtrain.attacks import starts
@@ -24,11 +25,12 @@ from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Defense, Moment
 
 EPS = Linf(0.15)
-PGD_7 = partial(pgd, threat=EPS, steps=7, step_size=2.5 * EPS.eps / 7)
+HUGE = Linf(0.45)
+ATTACK = partial(pgd, threat=EPS, steps=5, step_size=EPS.eps / 2)
 HONEST: dict[str, Defense] = {
     "standard": Standard(),
-    "pgd_at": PgdAt(PGD_7, "eval"),
-    "trades": Trades(PGD_7, starts.normal(std=0.001), 6.0),
+    "pgd_at": PgdAt(ATTACK, "eval"),
+    "trades": Trades(ATTACK, starts.normal(std=0.001), 6.0),
 }
 
 
@@ -198,21 +200,72 @@ def trained(
     model: nn.Module, defense: Defense, x: Tensor, y: Tensor, *, epochs: int, lr: float, size: int
 ) -> nn.Module:
     """`model` after `epochs` of `defense` on x, y in batches of `size`; in evaluation mode."""
+    for _ in training(model, defense, x, y, epochs=epochs, lr=lr, size=size):
+        pass
+    return model
+
+
+def training(
+    model: nn.Module, defense: Defense, x: Tensor, y: Tensor, *, epochs: int, lr: float, size: int
+) -> Iterator[None]:
+    """Yields after each epoch, with `model` in evaluation mode."""
     state = TrainState(model, torch.optim.Adam(model.parameters(), lr), Last(model, 10), defense)
     method = Method(Plain(None), {}, {}, seed=0)
     total = epochs * -(-len(x) // size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for _ in range(epochs):
-            model.train()
-            for at in torch.randperm(len(x)).split(size):
-                now = Moment(state.step, 0.0, state.step / total)
-                train_step(state, x[at], y[at], now, method)
-    model.zero_grad()
-    return model.eval()
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        model.train()
+        for at in torch.randperm(len(x), generator=draws).split(size):
+            now = Moment(state.step, 0.0, state.step / total)
+            train_step(state, x[at], y[at], now, method)
+        model.zero_grad()
+        model.eval()
+        yield
 
 
-def collapsed(x: Tensor, y: Tensor) -> nn.Module:
-    """FGSM training at a radius where it learns to defeat FGSM and nothing else."""
-    defense = PgdAt(partial(fgsm, threat=Linf(0.4)), "eval", warmup=0.6)
-    return trained(strided(), defense, x, y, epochs=15, lr=5e-3, size=32)
+@cache
+def collapsed() -> nn.Module:
+    """FGSM training at a radius where it learns to defeat FGSM and nothing else, until it has."""
+    (x, y), model = to_train_on(), strided()
+    x, defense = enlarged(x), PgdAt(partial(fgsm, threat=HUGE), "eval", warmup=0.15)
+    shown = x[:200], y[:200]
+    for _ in training(model, defense, x, y, epochs=50, lr=1e-2, size=64):
+        one = fgsm(model, *shown, threat=HUGE)
+        many = pgd(model, *shown, threat=HUGE, steps=10, step_size=HUGE.eps / 4)
+        right, single, several = (hits(model, at, shown[1]) for at in (shown[0], one, many))
+        if single > 0.8 * right and several < 0.02 * right:
+            return model
+    raise AssertionError("single-step training did not collapse")
+
+
+@cache
+def honest(name: str) -> nn.Module:
+    """A network trained by HONEST[name]."""
+    x, y = to_train_on()
+    return trained(cnn(), HONEST[name], x[:1000], y[:1000], epochs=6, lr=4e-3, size=64)
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    """All digits, (1797, 1, 8, 8) and their labels, in one random order."""
+    data = load_digits()
+    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(data.images / 16.0, dtype=torch.float32).unsqueeze(1)
+    return x[order], torch.tensor(data.target, dtype=torch.int64)[order]
+
+
+def to_train_on() -> tuple[Tensor, Tensor]:
+    x, y = digits()
+    return x[400:], y[400:]
+
+
+def held_out() -> tuple[Tensor, Tensor]:
+    """128 digits that no network here has trained on."""
+    x, y = digits()
+    return x[:128], y[:128]
+
+
+def hits(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """How many of the images are right."""
+    with torch.no_grad():
+        return int((model(x).argmax(1) == y).sum())

@@ -24,12 +24,12 @@ from torch import Generator, Tensor
 
 from advtrain.functional import cross_entropy, margin
 from advtrain.threat import Linf
-from advtrain.tolerance import INSIDE, UNLIKELY, UNSTABLE, clearly, has_collapsed
+from advtrain.tolerance import INSIDE, OVERSTATED, UNLIKELY, UNSTABLE, clearly, has_collapsed
 from advtrain.types import Classifier, Threat
 
 FEW, MANY = 10, 50  # steps of length eps / 4: of the usual run, and of one that goes on
 FREE = [0.25] * 20  # steps in the whole box
-FALLING = [2 * 0.85**i for i in range(20)]  # steps from 2 eps to a tenth of eps
+FALLING = [2 - 0.1 * i for i in range(20)]  # steps from 2 eps to a tenth of eps
 RANGE = 10.0  # from the smallest to the largest logit, where all are brought to one scale
 INNER = (0.25, 0.5, 0.75)  # points on the way of a single step
 
@@ -123,7 +123,7 @@ def zero_gradient(slopes: Slopes) -> str | None:
 def loss_dependent(slopes: Slopes) -> str | None:
     n, usual = len(slopes.x), slopes.usual[FEW]
     other = slopes.run(slopes.threat, [slopes.threat.eps / 4] * FEW, rescaled)[-1]
-    if not clearly(*between(usual, other), n, UNSTABLE):
+    if not clearly(*between(usual, other), n, OVERSTATED):
         return None
     return (
         f"PGD-{FEW} leaves {int(usual.sum())} of {n} images standing, and {int(other.sum())} where "

@@ -2,17 +2,16 @@
 
 Honest networks differ from theory too: PGD is not the worst case, and a few hundred examples decide
 nothing to a percent. Measured on standard, PGD-AT and TRADES networks for digits (400 examples,
-eps 0.15) and the two public MNIST networks of fast_adversarial (128 to 1,000 examples, eps 0.3),
-and read off published tables for CIFAR-10; the bounds lie above all but those known to be masked.
+eps 0.15) and on pgd_madry.pth for MNIST (400 examples, eps 0.3), and read off tables for CIFAR-10.
 """
 
 from math import sqrt
 
-IMPOSSIBLE = 0.002  # of the examples, AutoAttack's bound where nothing should be
-UNLIKELY = 0.01  # what transfers and white boxes miss: up to 0.5 %; verdicts of runs that go back
-UNSTABLE = 0.05  # what other losses or steps of PGD find: up to 3 % by steps, 8 % by scale (TRADES)
-OVERSTATED = 0.08  # what AutoAttack or Square finds and PGD does not: up to 8 %; papers 3 to 6
-INSIDE = 0.03  # of those that stand at the end of a single step, those that fall within: up to 1 %
+IMPOSSIBLE = 0.002  # of the examples: AutoAttack's bound where nothing should be; 0 to 0.3 % found
+UNLIKELY = 0.01  # what transfers and white boxes miss, or comes back with more steps; to 0.8 %
+UNSTABLE = 0.05  # what PGD with other steps finds; to 3 %
+OVERSTATED = 0.08  # what PGD misses and AutoAttack, Square or scaled logits find; to 8 %, papers 6
+INSIDE = 0.03  # of those that stand at the end of a single step, those that fall within; to 1 %
 
 
 def clearly(more: int, less: int, n: int, share: float) -> bool:

@@ -25,7 +25,7 @@ SINGLE = ("fgsm", "rfgsm")
 ASCENDING = ("pgd", "mim", "apgd", "gama", "autoattack")
 BLACK_BOX = ("square", "transfer")
 THOROUGH = ("apgd_t", "apgd_dlr", "fab", "fab_t")  # stages that no scale of the logits hides from
-SEVERAL = 5  # steps, from which an ascent must not be weaker than a single one
+SEVERAL, MANY = 5, 50  # steps: from which one must not be stronger, and a black box not either
 STANDARD = {"steps": 100, "queries": 5000}  # of AutoAttack, on leaderboards
 
 
@@ -118,7 +118,7 @@ def black_box(rows: Sequence[Record]) -> Said:
     yield from _square_stage(rows)
     for group in _groups(rows, "norm", "eps"):
         white = [row for row in group if _kind(row) not in BLACK_BOX]
-        black = [row for row in group if _kind(row) in BLACK_BOX]
+        black = [row for row in group if row not in white]
         standing = reduce(and_, map(_bits, white), -1)
         thorough = any(map(_thorough, white))
         for row in black if any(map(_several, white)) else ():
@@ -134,7 +134,7 @@ def black_box(rows: Sequence[Record]) -> Said:
 
 
 def _square_stage(rows: Sequence[Record]) -> Said:
-    for row in rows:
+    for row in filter(_patient, rows):
         for before, after in pairwise(row.get("stages", ())):
             broken = round((before["accuracy"] - after["accuracy"]) * row["n"])
             if after["name"] == "square" and clearly(broken, 0, row["n"], IMPOSSIBLE):
@@ -223,11 +223,8 @@ def _groups(rows: Sequence[Record], *keys: str, alike: bool = False) -> list[lis
     return list(groups.values())
 
 
-def _reversed(
-    rows: Sequence[Record], key: str, *others: str
-) -> Iterator[tuple[Record, Record, int, int]]:
-    """Rows that differ in `key` alone, the higher weaker; how many fall to the lower alone, and to
-    the higher alone."""
+def _reversed(rows: Sequence[Record], key: str, *others: str) -> Iterator[tuple[Any, ...]]:
+    """Two rows that differ in `key`, the higher weaker, and how many fall to either alone."""
     for group in _groups(rows, "norm", "restarts", "version", *others, alike=True):
         known = [row for row in group if row.get(key) is not None]
         for low, high in pairwise(sorted(known, key=itemgetter(key))):
@@ -249,6 +246,10 @@ def _several(row: Record) -> bool:
     return _kind(row) in ASCENDING and (row.get("steps") or 0) >= SEVERAL
 
 
+def _patient(row: Record) -> bool:
+    return row.get("steps") is None or row["steps"] >= MANY
+
+
 def _thorough(row: Record) -> bool:
     names = (row["name"], *(stage["name"] for stage in row.get("stages", ())))
-    return any(name in THOROUGH for name in names)
+    return _patient(row) and any(name in THOROUGH for name in names)
