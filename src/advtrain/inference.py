@@ -2,8 +2,8 @@
 
 In evaluation mode batch norm is an affine map with constants, so it goes into the convolution or
 linear layer before it. A ReLU then overwrites what it reads, and kernels are stored channels last,
-which processors prefer; a GPU does in half precision only. Strided first layers get a faster gradient
-on a processor, see `strided`.
+which processors prefer; a GPU does in half precision only. On a processor strided first layers get
+a faster gradient, see `strided`.
 
 Parts of a copy are exchanged, its code runs as it is: control flow, `features` and low precision
 stay. Which part follows which is read from the graph of one pass, and a network whose logits come
