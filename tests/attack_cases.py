@@ -15,6 +15,8 @@ from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import cross_entropy, dlr, expected, kl_to_clean, margin
 from advtrain.attacks.pgd import fgsm, pgd, rfgsm
+from advtrain.evaluation import Counting
+from advtrain.modes import crafting
 from advtrain.threat import L1, L2, Linf
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
@@ -69,3 +71,12 @@ def network(classes: int = 4) -> nn.Module:
 def linear(pixels: int = 12, classes: int = 2) -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(pixels, classes)
+
+
+def passes(attack: Callable[..., Tensor], **keys: object) -> tuple[float, float]:
+    """Forward and backward passes per image of `attack` on the network above, in crafting."""
+    inner, (x, y) = network().eval(), batch()
+    model = Counting(inner)
+    with crafting(inner, "eval"):
+        attack(model, x, y, **keys)
+    return model.forward_passes / len(x), model.backward_passes / len(x)
