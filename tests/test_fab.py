@@ -306,7 +306,7 @@ def test_points_count_only_if_they_fool_the_model_in_full_precision(digits: Any)
 def test_a_point_taken_back_gives_way_to_the_next() -> None:
     model, (x, _) = network().eval(), batch()
     y, start = labels(model, x), torch.zeros(6)
-    state = State(x, start.bool(), start, x, x, y, (y.unsqueeze(1) + 1) % 4)
+    state = State(x, start.bool(), start, x, start, x, y, (y.unsqueeze(1) + 1) % 4)
     for i in range(12):
         state = _step(model, state, i, threat=Linf(1.0), near=1.0)
     assert state.fooled.all() and fooled(model, state.x_adv, y).all()

@@ -10,7 +10,7 @@ import advtrain
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
-    " norms inference strided",
+    " norms rows inference strided",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training evaluation records results checkpoints tracking progress status reporting"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
+from advtrain.rows import per_image
 from advtrain.seeding import stream
 from advtrain.types import Attack, Classifier, Combination, Threat
 
@@ -193,7 +194,7 @@ def judge(
         x_adv = x if attack is None else attack(counted, x, y).detach()
         valid = inside(x_adv, x, threat)
         with torch.no_grad(), full_precision(subject.model):
-            logits = judging(torch.where(_per_image(valid, x), x_adv, x))
+            logits = judging(torch.where(per_image(valid, x), x_adv, x))
     # Logits that are not finite are no success of the attack: they fool nobody.
     finite = torch.isfinite(logits).all(1)
     fooled = valid & finite & (logits.argmax(1) != y)
@@ -232,10 +233,6 @@ def inside(x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
     if threat is not None:
         valid = valid & (threat.distance(x_adv, x) <= threat.eps * (1 + SLACK) + SLACK)
     return valid
-
-
-def _per_image(mask: Tensor, x: Tensor) -> Tensor:
-    return mask.view(-1, *[1] * (x.ndim - 1))
 
 
 def _bits(mask: Tensor) -> str:

@@ -8,6 +8,8 @@ corner that comes closest; pixels with w = 0 stay.
 Differs: no sorting. The authors sort the breakpoints of each row and bisect among them.
 """
 
+from math import isinf
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,19 @@ HALVINGS = 20  # of the range of |w|, for l1
 
 def linf(x: Tensor, w: Tensor, gap: Tensor, *, low: float, high: float) -> Tensor:
     """All pixels move by the same amount, or up to the face of the box."""
-    return _along(x, w, gap, w.sign(), low, high, rounds=4)
+    size, sign, need = w.abs(), w.sign().mul_(gap.sign()), gap.abs()
+    room = _room(x, sign, size, need, low, high)
+    level = _level(room, size, size * room, need, rounds=3)
+    return torch.addcmul(x, sign, torch.minimum(room, level)).clamp_(low, high)
 
 
 def l2(x: Tensor, w: Tensor, gap: Tensor, *, low: float, high: float) -> Tensor:
     """Pixels move in proportion to |w|, or up to the face of the box."""
-    largest = w.abs().amax(1, keepdim=True)
-    return _along(x, w, gap, _ratio(w, largest), low, high, rounds=8)
+    size, sign, need = w.abs(), w.sign().mul_(gap.sign()), gap.abs()
+    speed = _ratio(size, size.amax(1, keepdim=True))
+    room = _room(x, sign, size, need, low, high)
+    level = _level(room / speed, size * speed, size * room, need, rounds=8)
+    return torch.addcmul(x, sign, torch.minimum(room, speed.mul_(level))).clamp_(low, high)
 
 
 def l1(x: Tensor, w: Tensor, gap: Tensor, *, low: float, high: float) -> Tensor:
@@ -32,8 +40,7 @@ def l1(x: Tensor, w: Tensor, gap: Tensor, *, low: float, high: float) -> Tensor:
     equal |w| up to rounding, go an equal share of their way.
     """
     size, sign, need = w.abs(), w.sign().mul_(gap.sign()), gap.abs()
-    room = torch.maximum(sign * (high - x), sign * (low - x)).nan_to_num_()
-    room = torch.minimum(room, need / size.clamp_min(torch.finfo(size.dtype).tiny))
+    room = _room(x, sign, size, need, low, high)
     gains, over = size * room, torch.empty_like(size)
     below, above = torch.zeros_like(need), size.amax(1, keepdim=True)
     for _ in range(HALVINGS):
@@ -46,23 +53,31 @@ def l1(x: Tensor, w: Tensor, gap: Tensor, *, low: float, high: float) -> Tensor:
     return torch.addcmul(x, all_of.lerp(some_of, share), sign * room).clamp_(low, high)
 
 
-def _along(
-    x: Tensor, w: Tensor, gap: Tensor, direction: Tensor, low: float, high: float, *, rounds: int
-) -> Tensor:
-    """clip(x + level direction), for the level that closes the gap.
+def _room(x: Tensor, sign: Tensor, size: Tensor, need: Tensor, low: float, high: float) -> Tensor:
+    """How far pixels may move towards `sign`: to the box, or what would close the gap alone."""
+    if isinf(low) or isinf(high):
+        room = torch.maximum(sign * (high - x), sign * (low - x)).nan_to_num_()
+        return torch.minimum(room, need / size.clamp_min(torch.finfo(size.dtype).tiny))
+    room = x - (low + high) / 2
+    return torch.addcmul(x.new_full((), (high - low) / 2), sign, room, value=-1, out=room)
 
-    <w, z - x> is piecewise linear in level, rising, and concave on the way from 0, so Newton's
-    method never overshoots and ends at the solution itself. The rounds suffice but for planes
-    near a corner, where many pixels saturate one after the other; there z may fall a little short.
+
+def _level(caps: Tensor, rates: Tensor, gains: Tensor, need: Tensor, *, rounds: int) -> Tensor:
+    """The level at which pixels, gaining `rates` per level up to `caps`, gain `need` in all.
+
+    gains = rates caps. The gain is piecewise linear in the level, rising and concave, so Newton's
+    method from 0 never overshoots and ends at the solution itself. The rounds suffice but for
+    planes near a corner, where many pixels reach their caps one after the other; there the level
+    may fall a little short.
     """
-    rates = w * direction
-    level = _ratio(gap, rates.sum(1, keepdim=True))
+    level, short = torch.zeros_like(need), need - gains.sum(1, keepdim=True)
+    free, part = torch.empty_like(caps), torch.empty_like(caps)
     for _ in range(rounds):
-        free = torch.addcmul(x, direction, level)
-        z = free.clamp(low, high)
-        rate = free.eq_(z).mul_(rates).sum(1, keepdim=True)
-        level = level + _ratio(gap - z.sub_(x).mul_(w).sum(1, keepdim=True), rate)
-    return torch.addcmul(x, direction, level).clamp_(low, high)
+        torch.gt(caps, level, out=free)
+        left = torch.mul(free, gains, out=part).sum(1, keepdim=True)
+        rate = torch.mul(free, rates, out=part).sum(1, keepdim=True)
+        level = torch.maximum(level, _ratio(short + left, rate))
+    return level
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Generator, Tensor
 
 from advtrain import functional
-from advtrain.attacks.apgd_rules import Halving, Project, Rule, Sparse, State, per_image, select
+from advtrain.attacks.apgd_rules import Halving, Project, Rule, Sparse, State
 from advtrain.attacks.best import Watched
 from advtrain.attacks.guard import guarded, modules_of
 from advtrain.attacks.pgd import evaluate
@@ -36,6 +36,7 @@ from advtrain.attacks.survivors import (
 )
 from advtrain.precision import is_low
 from advtrain.ranges import Count, Range, require
+from advtrain.rows import per_image, select
 from advtrain.threat import L1
 from advtrain.types import Classifier, Gain, Threat
 
@@ -192,12 +193,11 @@ class _Climb:
         better = ~state.fooled & (hits | higher)
         if self.rounding:
             better |= hits & higher
-        chosen = per_image(better, point).to(point.dtype)
         state = state._replace(
             point=point,
             gradient=gradient,
-            x_adv=select(chosen, point, state.x_adv),
-            best_gradient=select(chosen, gradient, state.best_gradient),
+            x_adv=select(better, point, state.x_adv),
+            best_gradient=select(better, gradient, state.best_gradient),
             peak=value.where(better, state.peak),
             fooled=state.fooled | hits,
             memory=memory,

@@ -22,6 +22,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Generator, Tensor
 
+from advtrain.rows import per_image, select
 from advtrain.types import Threat
 
 WEIGHT = 0.75  # of the new step; the rest is momentum
@@ -203,24 +204,10 @@ class Sparse:
 
 def back(state: State[M], rows: Tensor) -> State[M]:
     """`state` with those rows (B,) at their best point, and with the gradient there."""
-    chosen = per_image(rows, state.point).to(state.point.dtype)
     return state._replace(
-        point=select(chosen, state.x_adv, state.point),
-        gradient=select(chosen, state.best_gradient, state.gradient),
+        point=select(rows, state.x_adv, state.point),
+        gradient=select(rows, state.best_gradient, state.gradient),
     )
-
-
-def select(chosen: Tensor, this: Tensor, other: Tensor) -> Tensor:
-    """`this` where `chosen`, shaped by `per_image`, is 1, and `other` where it is 0.
-
-    Exact for finite numbers, in a quarter of the time of torch.where on a processor.
-    """
-    return torch.lerp(other, this, chosen)
-
-
-def per_image(rows: Tensor, x: Tensor) -> Tensor:
-    """`rows` (B,) in a shape that goes with `x` (B, ...)."""
-    return rows.view(-1, *[1] * (x.ndim - 1))
 
 
 def _density(changed: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from advtrain import functional
 from advtrain.attacks.guard import modules_of
 from advtrain.precision import is_low
+from advtrain.rows import per_image
 from advtrain.types import Classifier
 
 
@@ -50,6 +51,6 @@ class Best:
         hit = (logits.argmax(1) == self.y) == self.targeted
         fooled = hit & torch.isfinite(logits).all(1) & (not self.rounding)
         better = ~self.fooled & (fooled | (gain > self.gain))
-        self.x = torch.where(better.view(-1, *[1] * (x_adv.ndim - 1)), x_adv, self.x)
+        self.x = torch.where(per_image(better, x_adv), x_adv, self.x)
         self.gain = torch.where(better, gain, self.gain)
         self.fooled |= fooled

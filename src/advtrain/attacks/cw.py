@@ -27,6 +27,7 @@ from advtrain.attacks.objectives import targeted as descending
 from advtrain.attacks.pgd import evaluate
 from advtrain.precision import full_precision
 from advtrain.ranges import Count, NonNegative, Positive, Range, require
+from advtrain.rows import per_image, select
 from advtrain.types import Classifier, Threat
 
 SHRINK = 1 - 1e-6
@@ -142,7 +143,7 @@ class Seen:
 
     def look(self, x_adv: Tensor) -> Look:
         value, gradient = evaluate(self.gain, x_adv)
-        wanting = (value <= self.confidence).view(-1, *[1] * (x_adv.ndim - 1))
+        wanting = per_image(value <= self.confidence, x_adv)
         return Look(self._take(x_adv, value), gradient.where(wanting, 0.0))
 
     @torch.no_grad()
@@ -154,8 +155,7 @@ class Seen:
         fools = (value > self.confidence) & torch.isfinite(self.watched.logits).all(1)
         distance = (_wide(x_adv) - _wide(self.x)).flatten(1).square().sum(1)
         nearer = fools & (distance < self.distance)
-        chosen = nearer.view(-1, *[1] * (x_adv.ndim - 1))
-        self.nearest = torch.where(chosen, x_adv, self.nearest)
+        self.nearest = select(nearer, x_adv, self.nearest)
         self.distance = torch.where(nearer, distance, self.distance)
         return fools
 
@@ -163,7 +163,7 @@ class Seen:
 def _descend(seen: Seen, first: Look, const: Tensor, *, steps: int, lr: float) -> Tensor:
     """Show `seen` the points of a descent with this c (B,); whether one of them fooled, (B,)."""
     x = seen.x
-    weight = const.view(-1, *[1] * (x.ndim - 1))
+    weight = per_image(const, x)
     w = (2 * _wide(x) - 1).mul_(SHRINK).atanh_()
     centre = image = _pixels(w)
     adam, hit, rise = Adam(w, lr), first.fools, first.rise

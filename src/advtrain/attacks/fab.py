@@ -34,6 +34,7 @@ from advtrain.attacks.survivors import (
     until_fooled,
 )
 from advtrain.ranges import Count, Range, require
+from advtrain.rows import per_image, select
 from advtrain.types import Classifier, Threat
 
 ALPHA, OVERSHOOT, BACK = 0.1, 1.05, 0.9
@@ -47,6 +48,7 @@ class State(NamedTuple):
     fooled: Tensor  # whether x_adv fools and is near enough, (B,)
     distance: Tensor  # of x_adv, infinite before any, (B,)
     point: Tensor
+    away: Tensor  # the distance of `point`, (B,)
     x: Tensor
     y: Tensor
     rivals: Tensor  # the classes whose planes are looked at, (B, T)
@@ -160,9 +162,9 @@ def _runs(
         if targets is not None:
             classes = classes.gather(1, (number // restarts).unsqueeze(1))
         point = starts[number % restarts, index]
-        none = torch.zeros_like(index, dtype=torch.bool)
-        far = torch.full(index.shape, inf, device=x.device)
-        state = State(image, none, far, point, image, y[index], classes)
+        none, away = torch.zeros_like(index, dtype=torch.bool), threat.distance(point, image)
+        far = torch.full_like(away, inf)
+        state = State(image, none, far, point, away, image, y[index], classes)
         return advance(model, state, steps, step, drop=drop)
 
     runs = restarts if targets is None else restarts * rivals.shape[1]
@@ -175,53 +177,61 @@ def _step(model: Classifier, state: State, _: int, *, threat: Threat, near: floa
     refuted = ~state.fooled & (state.distance <= near)  # by the model in full precision
     state = state._replace(distance=state.distance.masked_fill(refuted, inf))
     gap, w, logits = _plane(model, state, threat)
-    state = _offer(state, point, fools(logits, y), threat, near)
+    state = _offer(state, point, state.away, fools(logits, y), near)
     cut = threat.reach(point, w, gap)
-    home = threat.reach(x, w, gap + (w * (point - x)).flatten(1).sum(1))
+    home = threat.reach(x, w, gap + (point - x).mul_(w).flatten(1).sum(1))
     there = threat.distance(cut, point).clamp_(min=SHORTEST)
     here = threat.distance(home, x).clamp_(min=SHORTEST)
     alpha = (there / (there + here)).clamp_(max=ALPHA).to(x.dtype)
-    beyond = point.lerp(cut, OVERSHOOT).lerp(x.lerp(home, OVERSHOOT), _beside(alpha, x))
-    beyond = beyond.clamp_(threat.low, threat.high)
+    beyond = torch.lerp(point, cut, OVERSHOOT, out=cut)
+    beyond.lerp_(torch.lerp(x, home, OVERSHOOT, out=home), per_image(alpha, x))
+    beyond.clamp_(threat.low, threat.high)
     with torch.no_grad():
         hits = fools(model(beyond), y)
-    share = torch.ones_like(alpha).masked_fill(hits, BACK)
-    state = _offer(state, beyond, hits, threat, near)
-    return state._replace(point=x.lerp(beyond, _beside(share, x)))
+    share, away = torch.ones_like(alpha).masked_fill(hits, BACK), threat.distance(beyond, x)
+    state = _offer(state, beyond, away, hits, near)
+    return state._replace(point=x.lerp(beyond, per_image(share, x)), away=away * share)
 
 
-def _offer(state: State, point: Tensor, hits: Tensor, threat: Threat, near: float) -> State:
-    """With `point` for x_adv where it fools and is nearer."""
-    distance = threat.distance(point, state.x)
-    nearer = hits & (distance < state.distance)
+def _offer(state: State, point: Tensor, away: Tensor, hits: Tensor, near: float) -> State:
+    """With `point`, so far `away`, for x_adv where it fools and is nearer."""
+    nearer = hits & (away < state.distance)
     return state._replace(
-        x_adv=point.where(_beside(nearer, point), state.x_adv),
-        fooled=state.fooled | (nearer & (distance <= near)),
-        distance=distance.where(nearer, state.distance),
+        x_adv=select(nearer, point, state.x_adv),
+        fooled=state.fooled | (nearer & (away <= near)),
+        distance=away.where(nearer, state.distance),
     )
 
 
 def _plane(model: Classifier, state: State, threat: Threat) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest plane <w, . - point> = gap on which a rival draws level: gap, w and the logits.
 
-    Distances to planes leave the box aside. Where no rival has a gradient, gap and w are 0.
+    Distances to planes leave the box aside. Where no rival has a gradient, w is 0.
     """
     leaf, y = state.point.detach().requires_grad_(), state.y.unsqueeze(1)
     logits = model(leaf)
     require_gradient(logits)
     wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    lead = wide.gather(1, y) - wide.gather(1, state.rivals)
-    w, gap = torch.zeros_like(leaf), torch.zeros_like(lead[:, 0])
-    least, last = torch.full_like(gap, inf), lead.shape[1] - 1
-    for i, each in enumerate(lead.unbind(1)):
+    leads = (wide.gather(1, y) - wide.gather(1, state.rivals)).unbind(1)
+
+    def normal(i: int) -> Tensor:
         against = torch.zeros_like(logits).scatter_(1, state.rivals[:, i : i + 1], 1.0)
         against = against.scatter_(1, y, -1.0)
-        (normal,) = torch.autograd.grad(logits, leaf, against, retain_graph=i < last)
-        normal = normal.nan_to_num(0.0, 0.0, 0.0)
-        distance = each.abs() / (normal * threat.steepest(normal)).flatten(1).sum(1)
-        nearer = distance < least
-        w = normal.where(_beside(nearer, w), w)
-        gap, least = each.where(nearer, gap), distance.where(nearer, least)
+        (found,) = torch.autograd.grad(logits, leaf, against, retain_graph=i + 1 < len(leads))
+        return found.nan_to_num_(0.0, 0.0, 0.0)
+
+    def distance(lead: Tensor, w: Tensor) -> Tensor:
+        away = lead.abs() / (w * threat.steepest(w)).flatten(1).sum(1)
+        return away.nan_to_num_(nan=inf, posinf=inf)
+
+    gap, w = leads[0], normal(0)
+    least = distance(gap, w) if len(leads) > 1 else gap
+    for i, lead in enumerate(leads[1:], 1):
+        other = normal(i)
+        away = distance(lead, other)
+        nearer = away < least
+        w, gap = select(nearer, other, w), lead.where(nearer, gap)
+        least = away.where(nearer, least)
     return gap, w, logits.detach()
 
 
@@ -230,8 +240,3 @@ def _rivals(logits: Tensor, y: Tensor, count: int | None) -> Tensor:
     others = logits.shape[1] - 1
     among = logits.scatter(1, y.unsqueeze(1), -inf)
     return among.topk(others if count is None else min(count, others), dim=1).indices
-
-
-def _beside(values: Tensor, x: Tensor) -> Tensor:
-    """One value per example, shaped to go with `x`."""
-    return values.view(-1, *[1] * (x.ndim - 1))

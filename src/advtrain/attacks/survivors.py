@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advtrain.attacks.guard import modules_of
 from advtrain.precision import full_precision, is_low
+from advtrain.rows import per_image
 from advtrain.types import Classifier
 
 EVERY = 10  # steps between two looks at who has fallen; each look waits for the device
@@ -74,7 +75,7 @@ def _keep(x_adv: Tensor, fooled: Tensor, index: Tensor, found: Found) -> tuple[T
     last = torch.full_like(first, -1).scatter_reduce(0, index, rows, "amax")
     hit = first < len(index)
     chosen = first.where(hit, last)
-    tried = (chosen >= 0).view(-1, *[1] * (x_adv.ndim - 1))
+    tried = per_image(chosen >= 0, x_adv)
     return found.x_adv[chosen.clamp(min=0)].where(tried, x_adv), fooled | hit
 
 
