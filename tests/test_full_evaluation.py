@@ -11,6 +11,8 @@ from running import DATA, TRAINING, run
 from torch import Tensor, nn
 
 from advtrain import evaluation
+from advtrain.grid import composed
+from advtrain.main import of_checkpoint
 
 SMALL = (
     *("logger=none", "device=cpu", "scale.steps=3", "scale.queries=20"),
@@ -167,6 +169,16 @@ def test_a_network_that_misleads_is_named_at_once(tmp_path, caplog, network, che
     assert any(check in record.getMessage() for record in caplog.records)
     (message,) = (each["message"] for each in found["warnings"] if each["check"] == check)
     assert escape(message) in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [([], "digits-custom-w"), (["defense=trades"], "digits-custom-trades"), (["name=me"], "me")],
+)
+def test_the_name_of_someone_elses_network_claims_no_method(tmp_path, said, name):
+    given = ["job=eval", "model=custom", f"checkpoint={tmp_path / 'w.pt'}", *said]
+    with composed([*of_checkpoint(given), *given]) as config:
+        assert config.name == name
 
 
 def test_square_alone_judges_a_network_without_gradients(tmp_path):

@@ -25,20 +25,25 @@ HERE = ("root", "download", "cache", "device_limit", "workers", "max_train_size"
 """Keys of a data set that belong to the machine and the scale of this evaluation."""
 OPTION = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 NAME = re.compile(r"[A-Za-z0-9_.,=+-]+")
+UNKNOWN = "${hydra:runtime.choices.dataset}-${hydra:runtime.choices.model}-"
+"""What the name of a run begins with if its method is unknown."""
 
 
 def recorded(checkpoint: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that name the choices of the run at `checkpoint`, as its status.json has them.
 
-    Without torch, so that Hydra composes for the right groups; nothing where there is no record.
+    Without torch, so that Hydra composes for the right groups. Where there is no record, a file
+    of unknown origin gives its own name instead of a method's.
     """
-    place = Path(checkpoint)
-    run = place if place.is_dir() else place.parent.parent
-    found = status.read(run)
-    given = _keys(overrides)
-    name = str(_mapping(found, "config").get("name", ""))
-    named = [f"name={name}"] if "name" not in given and NAME.fullmatch(name) else []
-    return _choices(_mapping(found, "choices"), given) + named
+    place, given = Path(checkpoint), _keys(overrides)
+    found = status.read(place if place.is_dir() else place.parent.parent)
+    named: list[str] = []
+    if found:
+        name = str(_mapping(found, "config").get("name", ""))
+        named = [f"name={name}"] if NAME.fullmatch(name) else []
+    elif given.isdisjoint(METHOD) and NAME.fullmatch(place.stem):
+        named = [f"name={UNKNOWN}{place.stem}"]
+    return _choices(_mapping(found, "choices"), given) + named * ("name" not in given)
 
 
 def adopt(
