@@ -4,8 +4,9 @@
 
 The limit of an attack is the time of its own passes through the network with frozen parameters,
 forward alone or forward and back to the images, at the batch sizes that it had, and nothing else.
+Ours run on a faster copy of the network, made once, as evaluations do; `as is` without it.
 All contestants of an attack run in turns. Read ratios of one table with each other, never times of
-two. Verdicts are taken afresh on the plain network in float32.
+two. Verdicts are taken afresh on the plain network in float32, and so is the limit.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from advtrain.attacks.autoattack import autoattack
 from advtrain.attacks.mim import mim
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.inference import swift
-from advtrain.precision import full_precision, low_precision
+from advtrain.precision import full_precision, is_low, low_precision
 from advtrain.threat import L2, Linf
 from advtrain.types import Attack, Threat
 
@@ -38,7 +39,7 @@ Make = Callable[[Any], Callable[[], Tensor] | None]
 
 ATTACKS = ("fgsm", "pgd", "pgd_l2", "mim", "apgd", "autoattack")
 COLUMNS = ("attack", "by", "passes F/B", "ms", "of the limit", "of ours", "robust", "differ")
-OURS, SWIFT = "ours", "ours, swift"
+OURS, AS_IS, FULL = "ours", "ours, as is", "ours, fp32"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,9 +130,14 @@ def compare(
     model, x, y, *_ = target
     threat, settings = setting(attack, target, options)
     run, fast = ours(attack, threat, settings), swift(model, x[:16])
-    makes: dict[str, Make] = {OURS: lambda net: partial(run, net, x, y)}
-    if attack != "autoattack":  # which takes a swift copy by itself
-        makes[SWIFT] = lambda net: partial(run, fast if net is model else net, x, y)
+    makes: dict[str, Make] = {
+        OURS: lambda net: partial(run, fast if net is model else net, x, y),
+        AS_IS: lambda net: partial(run, net, x, y),
+    }
+    if attack == "autoattack":  # which takes a copy by itself
+        del makes[AS_IS]
+    if is_low(model):
+        makes[FULL] = lambda net: partial(_fully, run, net, x, y)
     for peer in peers:
         makes[peer] = lambda net, peer=peer: bound(PEERS[peer](attack, net, settings), x, y)
     found = {name: taped(make, model, module=name in peers) for name, make in makes.items()}
@@ -155,6 +161,12 @@ def compare(
             f"{stands[name].float().mean():.1%}" if name in stands else "",
             str(int((stands[name] != stands[OURS]).sum())) if name in stands else "",
         ]
+
+
+def _fully(run: Attack, net: Any, x: Tensor, y: Tensor) -> Tensor:
+    """`run` on the network in float32."""
+    with full_precision(net if isinstance(net, nn.Module) else net.model):
+        return run(net, x, y)
 
 
 def setting(attack: str, target: Subject, options: argparse.Namespace) -> tuple[Threat, Settings]:

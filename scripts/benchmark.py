@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from advtrain.precision import full_precision
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHORTEST = 0.03  # seconds; what takes less is repeated within its turn
 
@@ -76,7 +78,8 @@ class Taped(nn.Module):
 def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], None]:
     """The least that an attack with these passes can cost: the passes, and nothing else.
 
-    Parameters are frozen, and gradients are taken to the images alone.
+    In float32, whatever the attack computes in. Parameters are frozen, and gradients are taken to
+    the images alone.
     """
     frozen = deepcopy(model).requires_grad_(False)
     batches = {
@@ -84,15 +87,16 @@ def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], N
     }
 
     def run() -> None:
-        for size, backward in passes:
-            if not size:
-                continue
-            if backward:
-                leaf = batches[size].detach().requires_grad_()
-                torch.autograd.grad(frozen(leaf).sum(), leaf)
-            else:
-                with torch.no_grad():
-                    frozen(batches[size])
+        with full_precision(frozen):
+            for size, backward in passes:
+                if not size:
+                    continue
+                if backward:
+                    leaf = batches[size].detach().requires_grad_()
+                    torch.autograd.grad(frozen(leaf).sum(), leaf)
+                else:
+                    with torch.no_grad():
+                        frozen(batches[size])
 
     return run
 

@@ -68,7 +68,7 @@ def test_the_command_prints_a_row_for_the_limit_and_for_each_contestant(
     rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
     table = {(row[0], row[1]): row[2:] for row in rows[2:]}
     assert len(table) == 15 and table["fgsm", "limit"][2] == "1.00 (1.00 to 1.00)"
-    assert table["fgsm", "ours"][0] == "1/1" and table["pgd", "ours, swift"][0] == "2/2"
+    assert table["fgsm", "ours"][0] == "1/1" and table["pgd", "ours, as is"][0] == "2/2"
     assert all(cells[-1] == "0" for (_, name), cells in table.items() if name == "ours")
 
 

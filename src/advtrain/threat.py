@@ -140,7 +140,7 @@ class L2(Ball):
             delta = _wide(x_adv) - _wide(x)
             length = _length(delta, 2)
             factor = (self.eps / length.clamp_min(_tiny(length))).clamp_max(1)
-            return self._boxed((delta * factor).add_(x).to(x.dtype))
+            return self._boxed(torch.addcmul(_wide(x), delta, factor).to(x.dtype))
 
         return project
 

@@ -61,11 +61,12 @@ def mim(
 
 def momentum(threat: Threat, decay: float) -> Rule:
     """A rule that remembers: the steepest direction of the decayed sum of gradients."""
-    total: Tensor | float = 0.0
+    total: Tensor | None = None
 
     def direction(gradient: Tensor) -> Tensor:
         nonlocal total
-        total = decay * total + _normalised(gradient)
+        fresh = _normalised(gradient)
+        total = fresh if total is None else torch.add(fresh, total, alpha=decay)
         return threat.steepest(total)
 
     return direction
@@ -73,5 +74,5 @@ def momentum(threat: Threat, decay: float) -> Rule:
 
 def _normalised(gradient: Tensor) -> Tensor:
     """The gradient over its l1 norm, per example; 0 where that norm is 0 or not finite."""
-    length = torch.linalg.vector_norm(gradient, 1, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+    length = gradient.abs().sum(tuple(range(1, gradient.ndim)), keepdim=True)
     return (gradient / length).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
