@@ -1,9 +1,9 @@
-"""What our attacks cost beside the passes that they cannot do without, and beside other libraries.
+"""What our attacks cost beside their passes through the network, and beside other libraries.
 
     python scripts/bench_attacks.py --model mnist_cnn --attacks fgsm,pgd --markdown
 
-The limit of an attack is the time of its own passes through the network with frozen parameters,
-forward alone or forward and back to the images, at the batch sizes that it had, and nothing else.
+The limit of an attack is the time of its own passes through the network as it was given, with
+frozen parameters, forward alone or forward and back to the images, at the batch sizes that it had.
 Ours run on a faster copy of the network, made once, as evaluations do; `as is` without it.
 All contestants of an attack run in turns. Read ratios of one table with each other, never times of
 two. Verdicts are taken afresh on the plain network in float32, and so is the limit.

@@ -76,7 +76,7 @@ class Taped(nn.Module):
 
 
 def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], None]:
-    """The least that an attack with these passes can cost: the passes, and nothing else.
+    """The passes of an attack through the network as it was given, and nothing else.
 
     In float32, whatever the attack computes in. Parameters are frozen, and gradients are taken to
     the images alone.

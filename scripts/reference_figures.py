@@ -21,7 +21,6 @@ from torch import Generator, Tensor
 from advtrain.attacks import objectives
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.autoattack import AutoAttack
-from advtrain.attacks.cw import closest
 from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.pgd import pgd
 from advtrain.attacks.square import square
@@ -33,7 +32,6 @@ EPS = 0.3
 BALL = Linf(EPS)
 LONG = L2(2.0)
 STAGES = ("85.0", "83.1", "82.8", "79.7")
-SEARCHED, DISTANCE = 200, "?"
 
 
 class Row(NamedTuple):
@@ -111,14 +109,6 @@ def stages(target: Subject, images: int) -> Iterator[tuple[str, float]]:
         yield name, 100 * stand.float().mean().item()
 
 
-def distance(target: Subject, images: int) -> float:
-    """C&W: the mean l2 distance of the closest points that fool, of images that are right."""
-    x, y = target.x[:images], target.y[:images]
-    rows = right(target, x, y)
-    x_adv = closest(target.model, x[rows], y[rows], steps=SEARCHED, lr=0.05)
-    return LONG.distance(x_adv, x[rows]).mean().item()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     form = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -135,7 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         show(row.name, row.settings, row.images, row.theirs, f"{standing(target, row):.1f}")
     for (name, found), theirs in zip(stages(target, 1000), STAGES, strict=True):
         show("AutoAttack", f"standard, after {name}", 1000, theirs, f"{found:.1f}")
-    show("C&W", f"mean l2, {SEARCHED} steps of 0.05", 200, DISTANCE, f"{distance(target, 200):.3f}")
 
 
 def show(*cells: object) -> None:

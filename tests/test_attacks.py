@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from attack_cases import ATTACKS, batch, every_threat, generator, linear, network, passes
 from torch import Tensor, nn
 
-from advtrain.attacks import starts
+from advtrain.attacks import objectives, starts
 from advtrain.attacks.best import Best
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import (
@@ -282,3 +282,25 @@ def test_in_low_precision_the_deepest_point_is_kept_not_the_first_that_fools():
 def full(model: nn.Module) -> nn.Module:
     """The same network, computing in float32."""
     return nn.Sequential(*(nn.Linear(part.in_features, part.out_features) for part in model))
+
+
+def test_a_mean_over_draws_has_the_targeted_form_of_what_it_averages() -> None:
+    for refused in (objectives.dlr, objectives.kl_to_clean):
+        with pytest.raises(ValueError, match="whose descent does not lead"):
+            objectives.targeted(objectives.expected(objective=refused, samples=2))
+    with pytest.raises(ValueError, match="samples is 0"):
+        objectives.expected(objective=objectives.margin, samples=0)
+    model, x, y = linear(), torch.rand(4, 12), torch.arange(4) % 2
+    toward = objectives.targeted(objectives.expected(objective=objectives.margin, samples=2))
+    assert torch.allclose(toward(model, x, y)(x), -objectives.margin(model, x, y)(x))
+
+
+def test_momentum_in_half_precision_does_not_overflow() -> None:
+    weight = torch.linspace(-900, 900, 400).half()
+
+    def model(x: Tensor) -> Tensor:
+        return torch.stack([x @ weight, -(x @ weight)], 1)
+
+    x, y = torch.full((2, 400), 0.5).half(), torch.zeros(2).long()
+    found = mim(model, x, y, threat=Linf(0.1), steps=2, step_size=0.05, decay=1.0, objective=margin)
+    assert ((found - x).abs() > 0.05).float().mean() > 0.9

@@ -237,6 +237,23 @@ def test_networks_without_a_faster_copy_come_back_themselves() -> None:
     assert swift(model, images(4, 2, 16, 16)) is model
 
 
+def test_what_the_gradient_still_needs_is_not_overwritten() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.relu = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.conv(x)
+            gated = self.gate(x) * z.detach()
+            return (gated + self.relu(z)).flatten(2).mean(2)
+
+    model, x = Gated().eval(), images()
+    y = model(x).argmax(1)
+    found = pgd(swift(model, x), x, y, threat=Linf(0.1), steps=3, step_size=0.05)
+    assert (found - x).abs().amax() > 0.05
+
+
 def test_hooks_and_parametrised_weights_stay_at_work() -> None:
     hooked, x = simple(), images()
     hooked[0].register_forward_hook(lambda module, given, output: output * 2)

@@ -10,7 +10,7 @@ from advtrain.models.linear import linear
 from advtrain.models.network import Network
 from advtrain.models.small import small_cnn
 from advtrain.models.wide_resnet import wide_resnet
-from advtrain.precision import full_precision, low_precision
+from advtrain.precision import full_precision, is_low, low_precision
 
 CIFAR = (3, 32, 32)
 
@@ -180,3 +180,13 @@ def test_on_a_gpu_it_agrees_with_the_cpu() -> None:
     logits = low(images().cuda())
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.cpu(), exact(images()), atol=0.02, rtol=0.02)
+
+
+def test_a_network_inside_another_is_found() -> None:
+    inner = plain()
+    outer, before = nn.Sequential(nn.Identity(), inner), inner(images())
+    low_precision(inner)
+    assert is_low(outer) and not torch.equal(outer(images()), before)
+    with full_precision(outer):
+        assert not is_low(outer) and torch.equal(outer(images()), before)
+    assert is_low(inner)

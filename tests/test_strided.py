@@ -69,3 +69,10 @@ def test_a_swift_copy_takes_it_and_keeps_its_gradients():
     (wanted,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
     (got,) = torch.autograd.grad(fast(x)[:, 0].sum(), x)
     assert torch.allclose(wanted, got, rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_batch_has_an_empty_gradient():
+    conv = nn.Conv2d(1, 16, 4, 2, 1)
+    x = torch.zeros(0, 1, 28, 28, requires_grad=True)
+    (got,) = torch.autograd.grad(Strided(conv)(x).sum(), x)
+    assert got.shape == x.shape

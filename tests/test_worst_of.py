@@ -260,3 +260,24 @@ def test_a_module_in_training_mode_is_seen_through_wrappers():
     for wrapped in (model, partial(model), model.forward, Recorder(0)):
         assert separable(wrapped) == isinstance(wrapped, Recorder)
     assert separable(network().eval())
+
+
+def test_verdicts_are_those_of_full_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 2)).eval()
+    x = torch.rand(400, 4)
+    with torch.no_grad():
+        model[2].bias[0] += model(x).diff(dim=1).median()
+    exact = model(x).argmax(1)
+    low_precision(model)
+    assert (model(x).argmax(1) != exact).any(), "the test needs points that rounding moves over"
+    asked = []
+
+    def nothing(model, x, y, *, generator=None):
+        asked.append(len(x))
+        return x
+
+    found = worst_of(
+        model, x, exact, threat=Linf(0.1), members=lambda _: {"none": nothing}, batch_size=400
+    )
+    assert asked == [400] and torch.equal(found, x)

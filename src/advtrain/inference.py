@@ -28,13 +28,15 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PARTS = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.ReLU)
 TOLERANCE = 1e-4  # of logits, over how far they are from their mean; float32 leaves 1e-6 to 1e-5
+FLIPS = 0.1  # of gradients, over their length; a ReLU that rounding flips changes one by a little
 
 
 def swift(model: nn.Module, x: Tensor) -> nn.Module:
     """A faster copy of `model`, whose parameters want no gradient; `model` where there is none.
 
     On the probes `x`, a few images, logits agree within `TOLERANCE` with gradients on and off, and
-    for the same random draws; the caller answers for probes that show the network at its work.
+    for the same random draws, and so do gradients; the caller answers for probes that show the
+    network at its work.
     The copy does not follow when `model` changes, and stays in evaluation mode. Networks that are
     in training mode, even in part, are compiled, or cannot be copied have none.
     """
@@ -133,22 +135,34 @@ def _exchange(model: nn.Module) -> None:
 
 
 def _agree(fast: nn.Module, model: nn.Module, x: Tensor) -> bool:
-    found, expected = _logits(fast, x), _logits(model, x)
-    scale = (expected - expected.mean(-1, keepdim=True)).abs().amax()
-    return bool(((found - expected).abs() <= TOLERANCE * scale).all())
+    """Whether logits agree, and nearly so the gradients, in which rounding may flip a ReLU."""
+    found, expected = _seen(fast, x), _seen(model, x)
+    logits = expected[0]
+    scale = (logits - logits.mean(-1, keepdim=True)).abs().amax()
+    near = (found[0] - logits).abs() <= TOLERANCE * scale
+    return bool(near.all()) and bool(_apart(found[1], expected[1]) <= FLIPS)
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits in float32 with gradients on, then off: shape (2, B, K)."""
-    found = []
+def _apart(found: Tensor, expected: Tensor) -> Tensor:
+    """The distance of two gradients over the length of the second; 0 where both are 0."""
+    return (found - expected).norm() / expected.norm().clamp_min(torch.finfo(found.dtype).tiny)
+
+
+def _seen(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits in float32 with gradients on, then off, (2, B, K), and the gradient of the largest."""
+    found, gradient = [], torch.zeros_like(x)
     for wanted in (True, False):
         with (
             torch.random.fork_rng(devices=_devices(x)),
             torch.set_grad_enabled(wanted),
             full_precision(model),
         ):
-            found.append(model(x.detach().requires_grad_(wanted)).detach())
-    return torch.stack(found)
+            leaf = x.detach().requires_grad_(wanted)
+            logits = model(leaf)
+            if logits.requires_grad:
+                (gradient,) = torch.autograd.grad(logits.amax(-1).sum(), leaf)
+            found.append(logits.detach())
+    return torch.stack(found), gradient.nan_to_num()
 
 
 def _devices(x: Tensor) -> list[torch.device]:

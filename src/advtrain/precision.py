@@ -52,22 +52,21 @@ def low_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.M
 
 
 def is_low(model: nn.Module) -> bool:
-    """Whether `model` computes its inner layers in low precision now."""
-    return getattr(model, FLAG, None) is not None
+    """Whether `model`, or a network inside it, computes its inner layers in low precision now."""
+    return any(getattr(part, FLAG, None) is not None for part in model.modules())
 
 
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block `model` computes in float32, as every verdict must; others go on."""
-    before = getattr(model, FLAG, None)
-    if before is None:
-        yield model
-        return
-    setattr(model, FLAG, None)
+    flags = [(part, getattr(part, FLAG)) for part in model.modules() if hasattr(part, FLAG)]
     try:
+        for part, _ in flags:
+            setattr(part, FLAG, None)
         yield model
     finally:
-        setattr(model, FLAG, before)
+        for part, before in flags:
+            setattr(part, FLAG, before)
 
 
 def replace(module: nn.Module, name: str, change: Callable[[Method], Method]) -> None:

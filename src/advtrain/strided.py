@@ -108,6 +108,7 @@ def _spread(gradient: Tensor, taps: Tensor) -> Tensor:
 
 def _interleave(parts: Tensor, stride: int) -> Tensor:
     """A pixel shuffle in one copy, whatever the memory format: (B, C, s H, s W)."""
-    count, _, height, width = parts.shape
-    grid = parts.unflatten(1, (-1, stride, stride)).permute(0, 1, 4, 2, 5, 3)
-    return grid.reshape(count, -1, height * stride, width * stride)
+    count, planes, height, width = parts.shape
+    channels = planes // stride**2
+    grid = parts.unflatten(1, (channels, stride, stride)).permute(0, 1, 4, 2, 5, 3)
+    return grid.reshape(count, channels, height * stride, width * stride)

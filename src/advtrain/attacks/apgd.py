@@ -220,8 +220,9 @@ class _Climb:
         value, gradient = evaluate(gain, point)
         for _ in range(self.eot - 1):
             value, another = evaluate(gain, point)
-            gradient += another
-        return _finite(value), gradient / self.eot if self.eot > 1 else gradient
+            gradient = gradient + another
+        mean = gradient / self.eot if self.eot > 1 else gradient
+        return _finite(value), mean.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _value(self, point: Tensor, y: Tensor, target: Tensor) -> Tensor:
         with torch.no_grad():

@@ -176,11 +176,11 @@ class Sparse:
         return Sparsity(torch.full_like(changed, 0.2), torch.full_like(changed, pixels))
 
     def move(self, state: State[Sparsity], project: Project, done: int) -> Tensor:
-        gradient = state.gradient.flatten(1).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        gradient = state.gradient.flatten(1)
         strength, pixels = gradient.abs(), gradient.shape[1]
         weaker = ((1 - state.memory.density) * pixels).long().clamp_(0, pixels - 1)
         least = strength.sort(dim=1).values.gather(1, weaker.unsqueeze(1))
-        signs = gradient.sign_().mul_(strength >= least)
+        signs = gradient.sign().mul_(strength >= least)
         share = state.size.flatten(1) / signs.count_nonzero(1).clamp_(min=1).unsqueeze(1)
         return project(state.point + signs.mul_(share).view_as(state.point))
 

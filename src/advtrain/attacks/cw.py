@@ -14,18 +14,16 @@ evaluated once. From ten searches on, the authors repeat the smallest c that suc
 with the same start and no noise that finds the same points, so it is left out.
 """
 
-from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from advtrain.attacks.best import Watched
-from advtrain.attacks.guard import guarded, modules_of
+from advtrain.attacks.guard import exact, guarded
 from advtrain.attacks.objectives import margin
 from advtrain.attacks.objectives import targeted as descending
 from advtrain.attacks.pgd import evaluate
-from advtrain.precision import full_precision
 from advtrain.ranges import Count, NonNegative, Positive, Range, require
 from advtrain.rows import per_image, select
 from advtrain.types import Classifier, Threat
@@ -106,9 +104,7 @@ def closest(
     require("binary_search_steps", binary_search_steps, Range(1))
     require("lr", lr, Range(0, open_low=True))
     require("initial_const", initial_const, Range(0, open_low=True))
-    with ExitStack() as stack:
-        for module in modules_of(model):
-            stack.enter_context(full_precision(module))  # a rounded model's boundary is elsewhere
+    with exact(model):  # a rounded model's boundary is elsewhere
         seen = Seen(model, x.clamp(0, 1), y, confidence=confidence, targeted=targeted)
         first = seen.look(seen.x)
         const = torch.full_like(seen.distance, initial_const)

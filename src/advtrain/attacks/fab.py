@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from advtrain.attacks.guard import guarded
+from advtrain.attacks.guard import exact, guarded
 from advtrain.attacks.pgd import require_gradient
 from advtrain.attacks.survivors import (
     Found,
@@ -72,6 +72,7 @@ def fab(
     K - 1 at most. `steps` for each target and restart; first runs set out from the image, and only
     further ones draw. An example is left alone once a point in the set fools it; one that stands
     gets the nearest point of its last run, projected to the set, or the image if there was none.
+    In float32, also where the model computes in low precision otherwise.
 
     Passes: one forward for all, then per step 2 forward and 1 backward, K - 1 without targets.
     ValueError: steps, targets or restarts below 1.
@@ -121,7 +122,7 @@ def closest(
     )
     x_adv, least = x.clone(), torch.full(y.shape, inf, device=x.device)
     standing = (~fooled).nonzero().squeeze(1)
-    for number in range(runs):
+    for number in range(runs if len(standing) else 0):
         found = run(standing, torch.full_like(standing, number))
         distance = threat.distance(found.x_adv, x[standing]).to(least.dtype)
         nearer = found.fooled & (distance < least[standing])
@@ -165,7 +166,8 @@ def _runs(
         none, away = torch.zeros_like(index, dtype=torch.bool), threat.distance(point, image)
         far = torch.full_like(away, inf)
         state = State(image, none, far, point, away, image, y[index], classes)
-        return advance(model, state, steps, step, drop=drop)
+        with exact(model):  # a rounded model's boundary is elsewhere
+            return advance(model, state, steps, step, drop=drop)
 
     runs = restarts if targets is None else restarts * rivals.shape[1]
     return fools(logits, y), runs if rivals.shape[1] else 0, run
@@ -174,8 +176,6 @@ def _runs(
 def _step(model: Classifier, state: State, _: int, *, threat: Threat, near: float) -> State:
     """One step of the algorithm; the drawn-back point of the step before is judged on the way."""
     x, point, y = state.x, state.point, state.y
-    refuted = ~state.fooled & (state.distance <= near)  # by the model in full precision
-    state = state._replace(distance=state.distance.masked_fill(refuted, inf))
     gap, w, logits = _plane(model, state, threat)
     state = _offer(state, point, state.away, fools(logits, y), near)
     cut = threat.reach(point, w, gap)
@@ -218,7 +218,7 @@ def _plane(model: Classifier, state: State, threat: Threat) -> tuple[Tensor, Ten
         against = torch.zeros_like(logits).scatter_(1, state.rivals[:, i : i + 1], 1.0)
         against = against.scatter_(1, y, -1.0)
         (found,) = torch.autograd.grad(logits, leaf, against, retain_graph=i + 1 < len(leads))
-        return found.nan_to_num_(0.0, 0.0, 0.0)
+        return found.nan_to_num(0.0, 0.0, 0.0)
 
     def distance(lead: Tensor, w: Tensor) -> Tensor:
         away = lead.abs() / (w * threat.steepest(w)).flatten(1).sum(1)

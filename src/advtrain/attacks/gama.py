@@ -146,7 +146,7 @@ def _climb(
     watched, best = Watched(model), Best(model, x, y, targeted=False)
     project = threat.around(x)
     with torch.no_grad():
-        clean = _probabilities(model(x)) if weights[0] > 0 else x
+        clean = _probabilities(model(x)) if weights[0] > 0 else None
     for _ in range(restarts):
         noise = threat.steepest(torch.empty_like(x).normal_(generator=generator))
         x_adv = project(pgd.step(x, noise, threat.eps))
@@ -161,13 +161,15 @@ def _climb(
     return best.x if choosing else x_adv
 
 
-def _gain(model: Classifier, y: Tensor, clean: Tensor, weight: float) -> Gain:
+def _gain(model: Classifier, y: Tensor, clean: Tensor | None, weight: float) -> Gain:
     """The margin of probabilities, and `weight` times their squared distance from `clean`."""
 
     def gain(x_adv: Tensor) -> Tensor:
         p = _probabilities(model(x_adv))
         margin = functional.margin(p, y)
-        return margin + weight * (p - clean).square().sum(1) if weight else margin
+        if clean is None or not weight:
+            return margin
+        return margin + weight * (p - clean).square().sum(1)
 
     return gain
 

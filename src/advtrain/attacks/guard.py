@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advtrain.modes import frozen, frozen_statistics, vouched, vouching
+from advtrain.precision import full_precision
 from advtrain.types import Classifier
 
 P = ParamSpec("P")
@@ -122,6 +123,15 @@ def _check_values(x: Tensor, y: Tensor, threat: Any) -> int:
     if smallest < 0:
         raise ValueError(f"y holds the label {smallest:g}; labels are class indices from 0.")
     return int(largest)
+
+
+@contextmanager
+def exact(model: Classifier) -> Iterator[None]:
+    """Inside, the modules that a call of `model` is known to run compute in float32."""
+    with ExitStack() as stack:
+        for module in modules_of(model):
+            stack.enter_context(full_precision(module))
+        yield
 
 
 def modules_of(model: Classifier) -> Iterator[nn.Module]:

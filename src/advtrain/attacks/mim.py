@@ -74,5 +74,6 @@ def momentum(threat: Threat, decay: float) -> Rule:
 
 def _normalised(gradient: Tensor) -> Tensor:
     """The gradient over its l1 norm, per example; 0 where that norm is 0 or not finite."""
-    length = gradient.abs().sum(tuple(range(1, gradient.ndim)), keepdim=True)
-    return (gradient / length).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    length = gradient.abs().sum(tuple(range(1, gradient.ndim)), keepdim=True, dtype=wide)
+    return (gradient / length).to(gradient.dtype).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

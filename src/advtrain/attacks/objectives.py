@@ -92,13 +92,19 @@ def _guided(
 
 
 def expected(*, objective: Objective, samples: Count) -> Objective:
-    """The mean of `objective` over draws of a stochastic model (Athalye et al. 2018)."""
+    """The mean of `objective` over draws of a stochastic model (Athalye et al. 2018).
 
-    def bind(model: Classifier, x: Tensor, y: Tensor) -> Gain:
-        gain = objective(model, x, y)
-        return lambda x_adv: torch.stack([gain(x_adv) for _ in range(samples)]).mean(0)
+    ValueError: samples below 1.
+    """
+    require("samples", samples, Range(1))
+    return partial(_expected, objective=objective, samples=samples)
 
-    return bind
+
+def _expected(
+    model: Classifier, x: Tensor, y: Tensor, *, objective: Objective, samples: int
+) -> Gain:
+    gain = objective(model, x, y)
+    return lambda x_adv: torch.stack([gain(x_adv) for _ in range(samples)]).mean(0)
 
 
 def targeted(objective: Objective) -> Objective:
@@ -106,7 +112,9 @@ def targeted(objective: Objective) -> Objective:
 
     ValueError for dlr, kl_to_clean and guided, which have no targeted form.
     """
-    bare = objective.func if isinstance(objective, partial) else objective
+    bare = objective
+    while isinstance(bare, partial):
+        bare = bare.keywords.get("objective", bare.func)
     if bare in (dlr, kl_to_clean, _guided):
         raise ValueError(
             "targeted is true and the objective is dlr, kl_to_clean or guided, whose descent does "

@@ -19,7 +19,7 @@ whole perturbation to eps after each move; the move alone leads there, so only w
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import partial
 from types import EllipsisType
 from typing import NamedTuple
@@ -28,10 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from advtrain.attacks.guard import guarded, modules_of
+from advtrain.attacks.guard import exact, guarded
 from advtrain.attacks.pgd import step
 from advtrain.attacks.survivors import Found, advance, confirmed, separable
-from advtrain.precision import full_precision
 from advtrain.ranges import Count, Range, Unit, require
 from advtrain.types import Classifier, Threat
 
@@ -92,9 +91,8 @@ def square(
     if not len(x):
         return x_adv
     plan = _squares if threat.norm == "linf" else _bumps
-    with torch.no_grad(), ExitStack() as stack:
-        for module in modules_of(model) if targeted else ():
-            stack.enter_context(full_precision(module))  # `confirmed` knows labels to leave only
+    # In full precision if targeted, for `confirmed` knows labels to leave only.
+    with torch.no_grad(), exact(model) if targeted else nullcontext():
         logits = model(x)
         clean = _begin(x, x, y, logits)
         clean = clean._replace(fooled=_margin(logits, clean, targeted) > 0)

@@ -6,14 +6,13 @@ may, and nobody is left out inside a run.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from advtrain.attacks.guard import modules_of
-from advtrain.precision import full_precision, is_low
+from advtrain.attacks.guard import exact, modules_of
+from advtrain.precision import is_low
 from advtrain.rows import per_image
 from advtrain.types import Classifier
 
@@ -116,9 +115,7 @@ def confirmed(model: Classifier, state: S) -> S:
 
 def precise(model: Classifier, x: Tensor) -> Tensor:
     """The logits of `model` in float32, whatever it computes in, without a graph."""
-    with torch.no_grad(), ExitStack() as stack:
-        for module in modules_of(model):
-            stack.enter_context(full_precision(module))
+    with torch.no_grad(), exact(model):
         return model(x)
 
 

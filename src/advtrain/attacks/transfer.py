@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advtrain.attacks.guard import guarded
-from advtrain.modes import frozen
+from advtrain.modes import crafting
 from advtrain.types import Attack, Classifier, Threat
 
 
@@ -27,9 +27,9 @@ def transfer(
     """What `attack` makes of the network `source`, in evaluation mode; `model` is not asked.
 
     `attack` must search the set `threat` or a part of it, and takes `generator=`; `source` is
-    moved to the device of x and stays there. An attack that keeps its last point, or the one of
-    highest loss, transfers best.
+    moved to the device of x and stays there, its mode is restored. An attack that keeps its last
+    point, or the one of highest loss, transfers best.
     """
-    source.to(x.device).eval()
-    with torch.enable_grad(), frozen(source):
+    source.to(x.device)
+    with torch.enable_grad(), crafting(source, "eval"):
         return attack(source, x, y, generator=generator)

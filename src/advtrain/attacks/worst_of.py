@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from advtrain.attacks.guard import guarded
+from advtrain.attacks.survivors import fools, precise
 from advtrain.ranges import Count, Range, require
 from advtrain.types import Attack, Classifier, Threat
 
@@ -65,31 +66,20 @@ def worst_of(
 ) -> Tensor:
     """Per example the first proposal that fools the model; images that nobody fools as they are.
 
-    Images that the model gets wrong already are not attacked. Two forward passes per example and
-    attack go to the verdicts, in batches of `batch_size`. Members take `generator=`.
+    Images that the model gets wrong already are not attacked. Verdicts are in float32, whatever
+    the model computes in; they take one forward pass per example, and one per attack for those
+    that stand, in batches of `batch_size`. Members take `generator=`.
     """
     require("batch_size", batch_size, Range(1))
     x_adv = x.clone()
     if not len(x):
         return x_adv
-    logits = [_logits(model, batch) for batch in x.split(batch_size)]
-    standing = torch.cat(
-        [_right(z, z_y) for z, z_y in zip(logits, y.split(batch_size), strict=True)]
-    )
-    for attack in members(logits[0].shape[1]).values():
+    logits = torch.cat([precise(model, batch) for batch in x.split(batch_size)])
+    standing = ~fools(logits, y)
+    for attack in members(logits.shape[1]).values():
         for rows in standing.nonzero().squeeze(1).split(batch_size):
             proposal = attack(model, x[rows], y[rows], generator=generator)
-            right = _right(_logits(model, proposal), y[rows])
-            x_adv[rows[~right]] = proposal[~right]
-            standing[rows] = right
+            fooled = fools(precise(model, proposal), y[rows])
+            x_adv[rows[fooled]] = proposal[fooled]
+            standing[rows] = ~fooled
     return x_adv
-
-
-def _logits(model: Classifier, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(x)
-
-
-def _right(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether each row names its label; logits that are not finite are no success either."""
-    return (logits.argmax(1) == y) | ~torch.isfinite(logits).all(1)
