@@ -21,7 +21,8 @@ def judged(name, bits, **more):
 
 
 def pgd(bits, **more):
-    return judged("pgd_linf", bits, **({"norm": "linf", "eps": 8 / 255, "steps": 20} | more))
+    given = {"norm": "linf", "eps": 8 / 255, "steps": 20, "attack": "pgd", "configuration": "c0"}
+    return judged("pgd_linf", bits, **(given | more))
 
 
 def told(directory, rows, defense="pgd_at", examples="5eed", **more):
@@ -142,6 +143,10 @@ def test_further_runs_are_compared_with_the_first(tmp_path):
     assert [p.second.letter for p in found] == ["B", "C"] and compared(runs[0]) == ()
 
 
+STEPPED = "step_size not given in A, 2/255 in B, keep not given in A, any in B"
+UNSPELLED = "arguments of the attack differ that results.json does not spell out"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -150,6 +155,10 @@ def test_further_runs_are_compared_with_the_first(tmp_path):
         ({"norm": "l2", "steps": 50}, "norm linf in A, l2 in B, steps 20 in A, 50 in B"),
         ({"restarts": 10}, "restarts not given in A, 10 in B"),
         ({"version": "plus"}, "version not given in A, plus in B"),
+        ({"attack": "mim", "configuration": "c1"}, "attack pgd in A, mim in B"),
+        ({"step_size": 2 / 255, "keep": "any"}, STEPPED),
+        ({"objective": "margin"}, "objective not given in A, margin in B"),
+        ({"configuration": "c1"}, UNSPELLED),
         ({"robust": None}, "which examples stand is not told in B"),
         ({"robust": A[1:] + "1"}, ""),
     ],
@@ -160,6 +169,15 @@ def test_rows_with_other_settings_are_left_out_and_it_is_said_why(tmp_path, chan
     (pairing,) = compared(first, told(tmp_path / "b", [judged("clean", A), other]))
     assert [pair.name for pair in pairing.pairs] == ["clean", *([] if words else ["pgd_linf"])]
     assert pairing.remarks == ((f"pgd_linf is left out: {words}.",) if words else ())
+
+
+def test_attacks_that_are_not_told_whole_are_compared_and_it_is_said(tmp_path):
+    first = told(tmp_path / "a", [judged("clean", A), pgd(A)])
+    old = pgd(A) | {"attack": None, "configuration": None}
+    (pairing,) = compared(first, told(tmp_path / "b", [judged("clean", A), old]))
+    assert [pair.name for pair in pairing.pairs] == ["clean", "pgd_linf"]
+    (remark,) = pairing.remarks
+    assert remark.startswith("B does not tell all arguments of the attacks")
 
 
 def test_an_eps_that_differs_by_rounding_is_the_same(tmp_path):

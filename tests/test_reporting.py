@@ -304,3 +304,24 @@ def test_a_warning_stands_at_its_view_or_once_at_the_last_row_of_its_name(tmp_pa
 def test_signs_that_matplotlib_reads_as_formulas_are_drawn(tmp_path, caplog):
     write_run(put(tmp_path / "0", results(rows=[row("$x_{", 0.5), row("漢", 0.5)])))
     assert not caplog.records and (tmp_path / "0" / "plots" / "accuracy.png").is_file()
+
+
+def test_a_row_tells_its_attack_where_it_is_not_named_for_it(tmp_path):
+    given = {"norm": "linf", "eps": 8 / 255, "queries": 500}
+    rows = [row("square", 0.5, attack="square", **given)]
+    rows += [row("blackbox", 0.5, attack="square", **given)]
+    told = markdown(table_of(put(tmp_path / "0", results(rows=rows))), read_run(tmp_path / "0"))
+    assert "| square | linf 8/255, 500 queries |" in told
+    assert "| blackbox | square, linf 8/255, 500 queries |" in told
+
+
+def test_a_worst_case_over_several_radii_says_so(tmp_path, capsys):
+    rows = [row(f"pgd_{eps}", 0.5, norm="linf", eps=eps) for eps in (0.15, 0.5, 0.3)]
+    several = put(tmp_path / "0", results(rows=rows))
+    single = put(tmp_path / "1", results())
+    assert table_of(several).columns[-1].detail == "per example, eps 0.15 to 0.5"
+    assert table_of(single).columns[-1].detail == "per example, 8/255"
+    assert table_of(several, single).columns[-1].detail == "per example"
+    assert main([str(several)]) == 0
+    assert "per example, eps 0.15 to 0.5" in capsys.readouterr().out
+    assert "eps 0.15 to 0.5" in (several / "report.html").read_text()

@@ -30,12 +30,16 @@ def test_a_difference_is_clear_beyond_two_standard_errors_and_the_share():
 
 
 def row(name: str, *fallen: tuple[int, int], **facts: Any) -> dict[str, Any]:
-    """A record of 400 examples, all right at first, of which those in the ranges have fallen."""
+    """A record of 400 examples, all right at first, of which those in the ranges have fallen.
+
+    Its attack is that of its name, if none is given.
+    """
     standing = [not any(low <= i < high for low, high in fallen) for i in range(N)]
     given = {"norm": "linf", "eps": 0.1, "steps": None, "restarts": None, "version": None}
     plain = {"view": "identity", "queries": None, "outside": 0, "non_finite": 0}
     return {
         "name": name,
+        "attack": None if name == "clean" else name,
         "accuracy": sum(standing) / N,
         "accuracy_at_proposals": sum(standing) / N,
         "n": N,
@@ -55,7 +59,7 @@ def said(*rows: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def pgd_row(*fallen: tuple[int, int], steps: int = 20, name: str = "pgd_linf", **facts: Any) -> Any:
-    return row(name, *fallen, steps=steps, restarts=1, **facts)
+    return row(name, *fallen, **{"attack": "pgd", "steps": steps, "restarts": 1, **facts})
 
 
 def test_rows_in_order_are_believed():
@@ -104,15 +108,67 @@ def test_more_steps_and_larger_sets_that_leave_more_are_told():
     assert said(few, many) == [("more_steps", "pgd100_linf")]
     small, large = pgd_row((0, 200)), pgd_row((20, 200), name="pgd_linf_2", eps=0.2)
     assert said(small, large) == [("larger_eps", "pgd_linf_2")]
-    for other in ({"restarts": 5}, {"name": "pgd_margin"}, {"view": "draws=20"}, {"norm": "l2"}):
+    for other in ({"method": "margin"}, {"view": "draws=20"}, {"norm": "l2"}):
         assert said(few, {**many, **other}) == said(small, {**large, **other}) == []
+    assert said(few, {**many, "restarts": 5}) == []
+    short = {"step_size": 0.0005}  # 100 and 20 steps that do not reach the radius
+    assert said(few, {**many, **short}) == said(small, {**large, **short}) == []
+
+
+def test_more_restarts_that_leave_more_are_told():
+    one, ten = pgd_row((0, 200)), pgd_row((20, 200), name="often", restarts=10)
+    assert said(one, ten) == [("more_restarts", "often")]
+    assert said(one, pgd_row((1, 203), name="often", restarts=10)) == []
+
+
+def test_a_larger_set_is_compared_whatever_the_rows_are_called():
+    small, large = pgd_row((0, 280)), pgd_row((0, 200), name="CE_20", eps=0.3)
+    assert said(small, large) == [("larger_eps", "CE_20")]
+    assert said(small, {**large, "restarts": 5}) == [("larger_eps", "CE_20")]
+    (found,) = contradictions([CLEAN, small, large])
+    assert "80 of 400" in found["message"] and "0.1 (pgd_linf)" in found["message"]
+    # a single step must not beat several in a larger set; it may itself go too far in one
+    assert said(row("fgsm", (0, 220)), large) == [("larger_eps", "CE_20")]
+    assert said(row("fgsm", (0, 220)), row("fgsm", (0, 150), eps=0.3)) == []
+
+
+def test_a_stronger_attack_in_a_smaller_set_contradicts_only_far_apart():
+    large = pgd_row((0, 200), eps=0.11)
+    margin = pgd_row((0, 225), name="CW_20", method="margin")
+    thorough = autoattack(("apgd_ce", 200), ("apgd_t", 225))
+    assert said(margin, large) == said(thorough, large) == []  # as much as PGD misses
+    for strong in ({**margin, **fallen(280)}, {**thorough, **fallen(280)}):
+        assert said(strong, large) == [("larger_eps", "pgd_linf")]
+    blind = row("blackbox", (0, 300), attack="square")
+    assert said(blind, large) == []
+
+
+def test_examples_that_stand_where_every_image_may_turn_grey_are_told():
+    free, small = pgd_row((0, 300), eps=0.5), pgd_row((0, 300), eps=0.4)
+    assert said(free) == said(small) == []
+    for rows, classes, told in [(free, 10, 1), (free, 2, 0), (small, 10, 0)]:
+        found = contradictions([CLEAN, rows], classes)
+        assert [warning["check"] for warning in found] == ["unbounded"] * told
+    for weak in (row("fgsm", eps=0.5), row("x", eps=0.5, attack="square")):
+        assert contradictions([CLEAN, weak], 10) == []
+
+
+def fallen(first: int) -> dict[str, Any]:
+    """That the first examples have fallen, and no others."""
+    told = row("", (0, first))
+    return {key: told[key] for key in ("robust", "accuracy", "accuracy_at_proposals")}
 
 
 def autoattack(*stages: tuple[str, int], **facts: Any) -> dict[str, Any]:
     """A row of AutoAttack; `stages`: how many have fallen after each."""
-    told = [{"name": name, "accuracy": 1 - fallen / N} for name, fallen in stages]
+    known = {"apgd_ce": ("apgd", "ce"), "apgd_t": ("apgd", "dlr_targeted"), "fab_t": ("fab", None)}
+    told = [
+        {"name": name, "accuracy": 1 - fallen / N}
+        | dict(zip(("attack", "loss"), known.get(name, (name, None)), strict=True))
+        for name, fallen in stages
+    ]
     given = {"version": "standard", "steps": 100, "queries": 5000, "stages": told}
-    return row("autoattack", (0, stages[-1][1]), **{**given, **facts})
+    return row("autoattack", (0, stages[-1][1]), **{"attack": "AutoAttack", **given, **facts})
 
 
 @pytest.mark.parametrize(("last", "told"), [(200, False), (202, False), (212, True)])
@@ -133,6 +189,19 @@ def test_a_black_box_that_beats_white_ones_is_told():
     thorough = autoattack(("apgd_ce", 190), ("apgd_t", 200))
     assert said(white, thorough, row("square", (100, 212))) == [("black_box", "square")]
     assert said(row("fgsm", (0, 10)), row("square", (0, 260))) == []
+    named = row("pgd_blackbox", (100, 260), attack="square")
+    assert said(pgd_row((0, 200), name="square"), named) == [("black_box", "pgd_blackbox")]
+    stages = [{"name": name, "attack": "square", "accuracy": 0.35} for name in ("pgd", "fab")]
+    both = row("all", (100, 260), attack="WorstOf", stages=stages)
+    assert said(white, both) == [("black_box", "all")]
+
+
+def test_a_row_far_below_autoattack_is_told():
+    judge = autoattack(("apgd_ce", 190), ("apgd_t", 200))
+    assert said(judge, pgd_row((0, 206))) == []
+    assert said(judge, pgd_row((0, 215))) == [("stronger_than_autoattack", "autoattack")]
+    assert said({**judge, "steps": 3}, pgd_row((0, 215))) == [("reduced", "autoattack")]
+    assert said(judge, pgd_row((0, 215), eps=0.2)) == said(judge, pgd_row((15, 215))) == []
 
 
 def test_an_autoattack_far_below_pgd_or_reduced_is_told():
@@ -168,7 +237,7 @@ def test_published_accuracies_are_judged_as_they_were(clean, fgsm, pgd, autoatta
     rows = [
         record("clean", clean, norm=None),
         record("fgsm", fgsm),
-        record("pgd_linf", pgd, steps=20, restarts=1),
+        record("pgd_linf", pgd, attack="pgd", steps=20, restarts=1),
         record("autoattack", autoattack, version="v1", steps=100, queries=5000),
     ]
     assert {warning["check"] for warning in contradictions(rows)} == expected
@@ -190,9 +259,9 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, source: nn.Module, eps: Lin
             right = model(attack(model, x, y, generator=generator())).argmax(1) == y
         clean = right if name == "clean" else clean
         bits = "".join("1" if stands else "0" for stands in clean & right)
-        facts = {"n": len(y), "accuracy_at_proposals": float(right.float().mean())}
-        steps = {"steps": 20, "restarts": 1} if name == "pgd_linf" else {}
-        rows.append({**row(name, norm=None if name == "clean" else "linf"), **facts, **steps})
+        facts: dict[str, Any] = {"n": len(y), "accuracy_at_proposals": float(right.float().mean())}
+        facts |= {"steps": 20, "restarts": 1, "attack": "pgd"} if name == "pgd_linf" else {}
+        rows.append({**row(name, norm=None if name == "clean" else "linf", eps=eps.eps), **facts})
         rows[-1]["robust"] = bits
     return rows
 
@@ -201,6 +270,16 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, source: nn.Module, eps: Lin
 def test_rows_of_an_honest_network_are_believed(name):
     other = zoo.honest("pgd_at" if name == "trades" else "trades")
     assert contradictions(attacked(zoo.honest(name), *zoo.held_out(), other, zoo.EPS)) == []
+
+
+@pytest.mark.parametrize("name", zoo.HONEST)
+def test_rows_of_an_honest_network_within_several_radii_are_believed(name):
+    other = zoo.honest("pgd_at" if name == "trades" else "trades")
+    model, (x, y) = zoo.honest(name), zoo.held_out()
+    small = attacked(model, x, y, other, zoo.EPS)
+    for factor in (1.1, 2.0, 6.0):
+        _, *larger = attacked(model, x, y, other, Linf(factor * zoo.EPS.eps))
+        assert contradictions([*small, *larger], 10) == []
 
 
 def test_rows_of_a_rounding_network_say_that_gradients_are_masked():

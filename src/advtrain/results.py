@@ -1,18 +1,29 @@
 """results.json: the numbers of an evaluation, derived from verdicts alone."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
+
+import torch
+from torch import nn
 
 from advtrain.evaluation import Outcome
 from advtrain.records import Verdicts, interval
 
 SCHEMA = 1
 NORMS = ("linf", "l2")
-SETTINGS = ("steps", "restarts", "version", "queries")
+SETTINGS = (
+    *("steps", "restarts", "version", "queries"),
+    *("step_size", "keep", "loss", "objective", "start"),
+)
 """Of an attack's configuration, what a row of results.json repeats."""
+STRENGTH = ("threat", "steps", "step_size", "restarts", "queries")
+"""What may differ between two attacks of one method."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -21,8 +32,75 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def attack_name(attack: Any) -> str | None:
+    """The function or class that a callable comes down to: `pgd` of a partial of `pgd.pgd`."""
+    while isinstance(attack, partial):
+        attack = attack.func
+    if attack is None:
+        return None
+    return str(getattr(attack, "__name__", type(attack).__name__))
+
+
+def arguments(attack: Any) -> dict[str, Any]:
+    """All keyword arguments of a callable but its generator, defaults included."""
+    if isinstance(attack, partial):
+        return {**arguments(attack.func), **attack.keywords}
+    if inspect.isfunction(attack):
+        known = inspect.signature(attack).parameters.values()
+        keywords = [each for each in known if each.kind is each.KEYWORD_ONLY]
+        told = [each for each in keywords if each.default is not each.empty]
+        return {each.name: each.default for each in told if each.name != "generator"}
+    if is_dataclass(attack) and not isinstance(attack, type):
+        return {field.name: getattr(attack, field.name) for field in fields(attack)}
+    return {}
+
+
+def spelled(value: Any, without: Sequence[str] = ()) -> str:
+    """Configuration as text, equal for equal content: `pgd(keep=last, steps=20, ...)`.
+
+    A function is told with its defaults, a network by its weights, a number to six digits; the
+    arguments `without` are left out at every depth.
+    """
+    if value is None or isinstance(value, str | int):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}({_weights(value)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k}: {spelled(v, without)}' for k, v in value.items())}}}"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(spelled(each, without) for each in value)}]"
+    given = sorted((k, v) for k, v in arguments(value).items() if k not in without)
+    told = [spelled(each, without) for each in getattr(value, "args", ())]
+    told += [f"{key}={spelled(each, without)}" for key, each in given]
+    return f"{_place(value)}({', '.join(told)})" if told else _place(value)
+
+
+def _place(value: Any) -> str:
+    """The name of a callable, and its module where that is not ours."""
+    while isinstance(value, partial):
+        value = value.func
+    module = str(getattr(value, "__module__", ""))
+    ours = not module or module.partition(".")[0] == "advtrain"
+    return f"{'' if ours else f'{module}.'}{attack_name(value)}"
+
+
+def _weights(network: nn.Module) -> str:
+    """A name for the weights of `network`: equal weights and buffers, equal name."""
+    total = hashlib.blake2b(digest_size=8)
+    for name, tensor in network.state_dict().items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        total.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
 def row_record(outcome: Outcome) -> dict[str, Any]:
     """One entry of `rows`: the accuracy over all `n` examples with its exact 95 % interval.
+
+    `attack` is the function or class behind the row, whatever the row is called; `configuration`
+    names all of its arguments, and `method` all but those of STRENGTH: of two rows with the same
+    name there, in any two runs, attack and arguments are the same.
 
     `accuracy` counts the examples that are right without and with the attack. The field
     `accuracy_at_proposals` also counts those that the attack happened to make right; papers that
@@ -39,7 +117,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
         "view": "identity",
         "norm": threat.norm if threat else None,
         "eps": threat.eps if threat else None,
-        **{key: row.settings.get(key) for key in SETTINGS},
+        **_configuration(row.attack, row.settings),
         "accuracy": hits / n,
         "accuracy_at_proposals": raw / n,
         "n": n,
@@ -51,15 +129,34 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def _configuration(attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = {**arguments(attack), **settings}
+    return {
+        "attack": attack_name(attack),
+        **{key: _plain(given.get(key)) for key in SETTINGS},
+        "configuration": fingerprint(spelled(attack)),
+        "method": fingerprint(spelled(attack, STRENGTH)),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float) else spelled(value)
+
+
 def _stages(outcome: Outcome) -> list[dict[str, Any]]:
     """The attacks of a combination: on how many examples each ran, and how many stood after it."""
     n, fallen, stages = len(outcome.standing), 0, []
     attacked = sum(len(each.at) for each in outcome.stages[0].verdicts)
     for stage in outcome.stages:
         fallen += sum(each.robust.count("0") for each in stage.verdicts)
+        attack = outcome.row.members[stage.name]
+        given = arguments(attack)
         stages.append(
             {
                 "name": stage.name,
+                "attack": attack_name(attack),
+                "steps": _plain(given.get("steps")),
+                "loss": _plain(given.get("loss")),
                 "accuracy": (attacked - fallen) / n,
                 "n": sum(len(each.at) for each in stage.verdicts),
                 **_totals(stage.verdicts),

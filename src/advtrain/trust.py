@@ -8,33 +8,50 @@ Rows are records of results.json, and are compared example by example. Something
 they differ by clearly more than those of honest networks (`tolerance`); silence is no all-clear.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import pairwise, product
 from operator import and_, itemgetter
 from typing import Any
 
+from advtrain.kinds import (
+    Record,
+    between,
+    bits,
+    blind,
+    clean,
+    covers,
+    groups,
+    judging,
+    no_stronger,
+    patient,
+    reaching,
+    several,
+    single,
+    standing,
+    thorough,
+)
 from advtrain.tolerance import IMPOSSIBLE, OVERSTATED, UNLIKELY, clearly, has_collapsed
 
-Record = Mapping[str, Any]
 Said = Iterator[tuple[str, str]]
 """Names of rows, and a message about each."""
 
-SINGLE = ("fgsm", "rfgsm")
-ASCENDING = ("pgd", "mim", "apgd", "gama", "autoattack")
-BLACK_BOX = ("square", "transfer")
-THOROUGH = ("apgd_t", "apgd_dlr", "fab", "fab_t")  # stages that no scale of the logits hides from
-SEVERAL, MANY = 5, 50  # steps: from which one must not be stronger, and a black box not either
+HALF = 0.5  # within which every image may become the same grey one
 STANDARD = {"steps": 100, "queries": 5000}  # of AutoAttack, on leaderboards
 
 
-def contradictions(rows: Sequence[Record]) -> list[dict[str, str]]:
-    """What `rows` say against their numbers, as `warnings` of results.json; `clean` among them."""
+def contradictions(rows: Sequence[Record], classes: int | None = None) -> list[dict[str, str]]:
+    """What `rows` say against their numbers, as `warnings` of results.json; `clean` among them.
+
+    `classes`: of the data; without them nothing is said of sets as large as the box.
+    """
+    found = [(check.__name__, check(rows)) for check in CHECKS]
+    if classes is not None:
+        found.append(("unbounded", unbounded(rows, classes)))
     return [
-        {"check": check.__name__, "row": row, "message": message}
-        for check in CHECKS
-        for row, message in check(rows)
+        {"check": check, "row": row, "message": message}
+        for check, said in found
+        for row, message in said
     ]
 
 
@@ -51,28 +68,28 @@ def non_finite(rows: Sequence[Record]) -> Said:
     for row in filter(itemgetter("non_finite"), rows):
         yield (
             row["name"],
-            f"{row['non_finite']} of {row['n']} proposals get logits that are not finite, which "
-            "fool nobody here. Find out where the model overflows.",
+            f"{row['non_finite']} of {row['n']} proposals get logits that are not finite; they "
+            "count as broken. Find out where the model overflows.",
         )
 
 
 def above_clean(rows: Sequence[Record]) -> Said:
-    clean = _clean(rows)
-    for row in rows if clean else ():
-        hits, n = _standing(row), row["n"]
+    unharmed = clean(rows)
+    for row in rows if unharmed else ():
+        hits, n = standing(row), row["n"]
         helped = round(row["accuracy_at_proposals"] * n) - hits
-        if clearly(helped, clean - hits, n, IMPOSSIBLE):
+        if clearly(helped, unharmed - hits, n, IMPOSSIBLE):
             yield (
                 row["name"],
-                f"{hits + helped} of {n} examples are right under this attack and {clean} without: "
-                "an attack that helps has the wrong gradient, or the network has learned to read "
-                "the label from it. Believe rows of several steps only.",
+                f"{hits + helped} of {n} examples are right under this attack and {unharmed} "
+                "without: an attack that helps has the wrong gradient, or the network has learned "
+                "to read the label from it. Believe rows of several steps only.",
             )
 
 
 def single_step(rows: Sequence[Record]) -> Said:
     for one, many in _one_and_many(rows):
-        broken, more = _between(one, many)
+        broken, more = between([one], many)
         if clearly(broken, more, one["n"], IMPOSSIBLE):
             yield (
                 many["name"],
@@ -83,19 +100,19 @@ def single_step(rows: Sequence[Record]) -> Said:
 
 
 def collapsed(rows: Sequence[Record]) -> Said:
-    clean = _clean(rows)
+    unharmed = clean(rows)
     for one, many in _one_and_many(rows):
-        if has_collapsed(_standing(one), _standing(many), clean):
+        if has_collapsed(standing(one), standing(many), unharmed):
             yield (
                 one["name"],
-                f"Of {clean} examples that are right {_standing(one)} stand against one step, "
-                f"{_standing(many)} against {many['name']}: single-step training has collapsed. "
+                f"Of {unharmed} examples that are right {standing(one)} stand against one step, "
+                f"{standing(many)} against {many['name']}: single-step training has collapsed. "
                 "Believe rows of several steps only.",
             )
 
 
 def more_steps(rows: Sequence[Record]) -> Said:
-    for few, many, broken, more in _reversed(rows, "steps", "eps"):
+    for few, many, broken, more in _reversed(rows, "steps", "restarts"):
         yield (
             many["name"],
             f"{broken} of {few['n']} examples stand after {many['steps']} steps and not after "
@@ -104,27 +121,69 @@ def more_steps(rows: Sequence[Record]) -> Said:
         )
 
 
-def larger_eps(rows: Sequence[Record]) -> Said:
-    for small, large, broken, more in _reversed(rows, "eps", "steps"):
+def more_restarts(rows: Sequence[Record]) -> Said:
+    for few, many, broken, more in _reversed(rows, "restarts", "steps"):
         yield (
-            large["name"],
-            f"{broken} of {small['n']} examples stand within {large['eps']:.4g} and not within "
-            f"{small['eps']:.4g}, the reverse holds for {more}: a larger set cannot be safer. "
-            "Gradients lead astray; run autoattack.",
+            many["name"],
+            f"{broken} of {few['n']} examples stand after {many['restarts']} restarts and not "
+            f"after {few['restarts']}, the reverse holds for {more}: further starts cannot make an "
+            "attack weaker, unless the network draws at random. Run autoattack.",
         )
+
+
+def larger_eps(rows: Sequence[Record]) -> Said:
+    """A row within a larger radius that breaks clearly fewer than rows within smaller ones.
+
+    Only an attack that is no weaker by itself contradicts another. So a row of several steps, which
+    reach across its radius, is compared with each row of its own method, of no more steps or
+    restarts, and with each single step: there nothing should remain (IMPOSSIBLE). It is compared
+    with all white boxes at smaller radii together, too: these may be as much stronger as AutoAttack
+    is than PGD (OVERSTATED). Single steps are never the larger side: a step of length eps may well
+    go too far.
+    """
+    for group in groups(rows, "norm"):
+        white = [row for row in group if not blind(row)]
+        for large in filter(reaching, white):
+            smaller = [row for row in white if row["eps"] < large["eps"]]
+            weaker = [row for row in smaller if single(row) or no_stronger(row, large)]
+            weaker.sort(key=standing)
+            for few, share in ((weaker[:1], IMPOSSIBLE), (smaller, OVERSTATED)):
+                broken, more = between(few, large)
+                if clearly(broken, more, large["n"], share):
+                    radius = max(row["eps"] for row in few)
+                    yield (
+                        large["name"],
+                        f"{broken} of {large['n']} examples stand within {large['eps']:.4g} and "
+                        f"not within {radius:.4g} ({', '.join(row['name'] for row in few)}), the "
+                        f"reverse holds for {more}: a larger set cannot be safer. Gradients lead "
+                        "astray; run autoattack.",
+                    )
+                    break
+
+
+def unbounded(rows: Sequence[Record], classes: int) -> Said:
+    for row in rows:
+        free = row["norm"] == "linf" and row["eps"] >= HALF and not blind(row)
+        if free and reaching(row) and clearly(standing(row), 0, row["n"], 1 / classes):
+            yield (
+                row["name"],
+                f"{standing(row)} of {row['n']} examples stand within {row['eps']:.4g}, where "
+                f"every image may turn grey, and with it all but one in {classes} fall: gradients "
+                "lead nowhere. Judge by square and transfer.",
+            )
 
 
 def black_box(rows: Sequence[Record]) -> Said:
     yield from _square_stage(rows)
-    for group in _groups(rows, "norm", "eps"):
-        white = [row for row in group if _kind(row) not in BLACK_BOX]
+    for group in groups(rows, "norm", "eps"):
+        white = [row for row in group if not blind(row)]
         black = [row for row in group if row not in white]
-        standing = reduce(and_, map(_bits, white), -1)
-        thorough = any(map(_thorough, white))
-        for row in black if any(map(_several, white)) else ():
-            usual = UNLIKELY if _kind(row) == "transfer" else OVERSTATED
-            broken = (standing & ~_bits(row)).bit_count()
-            if clearly(broken, 0, row["n"], IMPOSSIBLE if thorough else usual):
+        left = reduce(and_, map(bits, white), -1)
+        careful = any(map(thorough, white))
+        for row in black if any(map(several, white)) else ():
+            usual = UNLIKELY if row["attack"] == "transfer" else OVERSTATED
+            broken = (left & ~bits(row)).bit_count()
+            if clearly(broken, 0, row["n"], IMPOSSIBLE if careful else usual):
                 yield (
                     row["name"],
                     f"{broken} of {row['n']} examples fall to this attack, which sees no gradient, "
@@ -134,10 +193,10 @@ def black_box(rows: Sequence[Record]) -> Said:
 
 
 def _square_stage(rows: Sequence[Record]) -> Said:
-    for row in filter(_patient, rows):
+    for row in filter(patient, rows):
         for before, after in pairwise(row.get("stages", ())):
             broken = round((before["accuracy"] - after["accuracy"]) * row["n"])
-            if after["name"] == "square" and clearly(broken, 0, row["n"], IMPOSSIBLE):
+            if after["attack"] == "square" and clearly(broken, 0, row["n"], IMPOSSIBLE):
                 yield (
                     row["name"],
                     f"{broken} of {row['n']} examples fall to Square alone, which sees no "
@@ -147,11 +206,10 @@ def _square_stage(rows: Sequence[Record]) -> Said:
 
 
 def autoattack_gap(rows: Sequence[Record]) -> Said:
-    for group in _groups(rows, "norm", "eps"):
-        pgd = [row for row in group if _kind(row) == "pgd" and _several(row)]
-        judges = [row for row in group if row.get("version") not in (None, "rand")]
-        for row, judge in product(pgd, judges):
-            broken, more = _between(judge, row)
+    for group in groups(rows, "norm", "eps"):
+        pgd = [row for row in group if row["attack"] == "pgd" and several(row)]
+        for row, judge in product(pgd, filter(judging, group)):
+            broken, more = between([judge], row)
             if clearly(broken, more, row["n"], OVERSTATED):
                 yield (
                     row["name"],
@@ -161,9 +219,25 @@ def autoattack_gap(rows: Sequence[Record]) -> Said:
                 )
 
 
+def stronger_than_autoattack(rows: Sequence[Record]) -> Said:
+    for group in groups(rows, "norm", "eps"):
+        for judge in filter(patient, filter(judging, group)):
+            others = sorted((row for row in group if row is not judge), key=standing)
+            for row in others[:1]:
+                broken, more = between([row], judge)
+                if clearly(broken, more, row["n"], UNLIKELY):
+                    yield (
+                        judge["name"],
+                        f"{broken} of {row['n']} examples fall to {row['name']} and not to this "
+                        f"row, the reverse holds for {more}: AutoAttack stops short here. Quote "
+                        "the worst case, and attack adaptively.",
+                    )
+
+
 def reduced(rows: Sequence[Record]) -> Said:
     for row in rows:
-        changed = [f"{row[key]} {key}" for key, usual in STANDARD.items() if row.get(key) != usual]
+        told = {key: row[key] for key in STANDARD if row.get(key) is not None}
+        changed = [f"{n} {key}" for key, n in told.items() if n != STANDARD[key]]
         if row.get("version") is not None and changed:
             yield (
                 row["name"],
@@ -179,77 +253,26 @@ CHECKS: tuple[Callable[[Sequence[Record]], Said], ...] = (
     single_step,
     collapsed,
     more_steps,
+    more_restarts,
     larger_eps,
     black_box,
     autoattack_gap,
+    stronger_than_autoattack,
     reduced,
 )
 
 
 def _one_and_many(rows: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
     """Rows of one step and of several in the same set."""
-    for group in _groups(rows, "norm", "eps"):
-        yield from product(filter(_single, group), filter(_several, group))
+    for group in groups(rows, "norm", "eps"):
+        yield from product(filter(single, group), filter(several, group))
 
 
-def _bits(row: Record) -> int:
-    """Who stands, as the bits of a number."""
-    return int(row["robust"], 2)
-
-
-def _standing(row: Record) -> int:
-    return _bits(row).bit_count()
-
-
-def _clean(rows: Sequence[Record]) -> int:
-    """How many examples are right without an attack; 0 if nobody has looked."""
-    return next((_standing(row) for row in rows if row["name"] == "clean"), 0)
-
-
-def _between(first: Record, second: Record) -> tuple[int, int]:
-    """How many fall to `first` alone, and how many to `second` alone."""
-    a, b = _bits(first), _bits(second)
-    return (b & ~a).bit_count(), (a & ~b).bit_count()
-
-
-def _groups(rows: Sequence[Record], *keys: str, alike: bool = False) -> list[list[Record]]:
-    """Rows with a threat by their view and `keys`; `alike`: and by their name without digits."""
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for row in rows:
-        if row["norm"] is not None:
-            stem = re.sub(r"[\d_]", "", row["name"]) if alike else ""
-            place = (stem, row.get("view"), *(row.get(key) for key in keys))
-            groups.setdefault(place, []).append(row)
-    return list(groups.values())
-
-
-def _reversed(rows: Sequence[Record], key: str, *others: str) -> Iterator[tuple[Any, ...]]:
-    """Two rows that differ in `key`, the higher weaker, and how many fall to either alone."""
-    for group in _groups(rows, "norm", "restarts", "version", *others, alike=True):
-        known = [row for row in group if row.get(key) is not None]
+def _reversed(rows: Sequence[Record], key: str, other: str) -> Iterator[tuple[Any, ...]]:
+    """Two rows of one method that differ in `key`, the higher weaker, and who falls to either."""
+    for group in groups(rows, "norm", "eps", "attack", "method", "queries", other):
+        known = [row for row in group if row.get(key) is not None and covers(row)]
         for low, high in pairwise(sorted(known, key=itemgetter(key))):
-            broken, more = _between(low, high)
+            broken, more = between([low], high)
             if low[key] < high[key] and clearly(broken, more, low["n"], IMPOSSIBLE):
                 yield low, high, broken, more
-
-
-def _kind(row: Record) -> str:
-    """The attack, as rows are named for it: pgd of pgd_linf and pgd20."""
-    return re.sub(r"[^a-z].*", "", row["name"])
-
-
-def _single(row: Record) -> bool:
-    return _kind(row) in SINGLE or (_kind(row) in ASCENDING and row.get("steps") == 1)
-
-
-def _several(row: Record) -> bool:
-    return _kind(row) in ASCENDING and (row.get("steps") or 0) >= SEVERAL
-
-
-def _patient(row: Record) -> bool:
-    return row.get("steps") is None or row["steps"] >= MANY
-
-
-def _thorough(row: Record) -> bool:
-    names = (row["name"], *(stage["name"] for stage in row.get("stages", ())))
-    return _patient(row) and any(name in THOROUGH for name in names)

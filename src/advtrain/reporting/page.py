@@ -134,7 +134,8 @@ def _tiles(run: Run) -> list[Tile]:
         text = f"{wording.percent(row.accuracy, 1)} %"
         tiles.append(Tile(f"clean{view}", text, _interval(row)))
     for norm, value in list(run.worst_case.items())[:2]:
-        eps = f"eps {wording.fraction(run.eps)}" if norm == run.norm and run.eps else "per example"
+        within = wording.radii(run, norm).removeprefix("eps ")
+        eps = f"eps {within}" if within else "per example"
         tiles.append(Tile(f"worst case, {norm}", f"{wording.percent(value, 1)} %", eps))
     found = run.certified
     if found is not None and found.acr is not None:

@@ -22,8 +22,10 @@ from advtrain.reporting.notes import row_notes
 from advtrain.reporting.records import Row, Run
 from advtrain.reporting.wording import fraction, settings
 
-SETTINGS = ("norm", "eps", "steps", "restarts", "version", "queries", "attack")
+SETTINGS = ("norm", "eps", "steps", "restarts", "version", "queries")
 """Of a row, what must be equal for two of them to be the same attack."""
+DETAILS = ("attack", "step_size", "keep", "loss", "objective", "start")
+"""The same, which results.json of earlier versions leave out."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,13 @@ def _pairing(first: Side, second: Side) -> Pairing:
             remarks.append(f"{_called(row)} is left out: {difference}.")
         else:
             pairs.append(_pair(first.run, row, second.run, theirs[key]))
+    untold = [side.letter for side in (first, second) if _untold(side.run, pairs)]
+    if untold:
+        remarks.append(
+            f"{' and '.join(untold)} {'do' if len(untold) > 1 else 'does'} not tell all arguments "
+            "of the attacks, as results.json of an earlier version: rows of one name may be "
+            "different attacks."
+        )
     for side, rows, others in ((first, ours, theirs), (second, theirs, ours)):
         alone = [_called(row) for key, row in rows.items() if key not in others]
         if alone:
@@ -187,18 +196,39 @@ def _obstacle(first: Side, second: Side) -> str:
 
 
 def _differences(first: Side, row: Row, second: Side, other: Row) -> Iterator[str]:
-    for key in SETTINGS:
-        one, two = getattr(row, key), getattr(other, key)
-        if one != two and not (key == "eps" and one and two and isclose(one, two, rel_tol=1e-6)):
-            known = [fraction(v) if key == "eps" and v is not None else v for v in (one, two)]
-            shown = ["not given" if value in (None, "") else value for value in known]
-            yield f"{key} {shown[0]} in {first.letter}, {shown[1]} in {second.letter}"
+    whole = bool(row.configuration and other.configuration)
+    apart = [key for key in (*SETTINGS, *(DETAILS if whole else ())) if _differ(row, other, key)]
+    for key in apart:
+        known = [_shown(key, getattr(each, key)) for each in (row, other)]
+        yield f"{key} {known[0]} in {first.letter}, {known[1]} in {second.letter}"
+    if whole and not apart and row.configuration != other.configuration:
+        yield "arguments of the attack differ that results.json does not spell out"
     silent = [side.letter for side, known in ((first, row), (second, other)) if not known.standing]
     if silent:
         yield f"which examples stand is not told in {' and '.join(silent)}"
     elif len(row.standing) != len(other.standing):
         sizes = f"{len(row.standing)} in {first.letter}, {len(other.standing)} in {second.letter}"
         yield f"n {sizes}"
+
+
+def _untold(run: Run, pairs: Sequence[Pair]) -> bool:
+    """Whether the run leaves open what exactly the attack of a pair was."""
+    paired = {(pair.name, pair.view) for pair in pairs}
+    rows = [row for row in run.rows if (row.name, row.view) in paired and row.norm]
+    return not all(row.configuration for row in rows)
+
+
+def _differ(row: Row, other: Row, key: str) -> bool:
+    one, two = getattr(row, key), getattr(other, key)
+    if isinstance(one, float) and isinstance(two, float):
+        return not isclose(one, two, rel_tol=1e-6)
+    return bool(one != two)
+
+
+def _shown(key: str, value: str | float | None) -> str:
+    if value in (None, ""):
+        return "not given"
+    return fraction(value) if isinstance(value, float) else str(value)
 
 
 def _pair(first: Run, row: Row, second: Run, other: Row) -> Pair:

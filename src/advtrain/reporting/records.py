@@ -22,7 +22,8 @@ class Row:
     """One accuracy, a fraction of `n` examples.
 
     `standing` has one character per example, 1 where it is right without and with the attack;
-    empty where the file does not say so, or contradicts the accuracy.
+    empty where the file does not say so, or contradicts the accuracy. `configuration` is a name for
+    all arguments of the attack: equal names, equal attacks.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Row:
     backward_passes: int | None = None
     seconds: float | None = None
     attack: str = ""
+    step_size: float | None = None
+    keep: str = ""
+    loss: str = ""
+    objective: str = ""
+    start: str = ""
+    configuration: str = ""
     selected_on: str = ""
     stages: tuple[Stage, ...] = ()
     standing: str = ""

@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from advtrain.reporting.folding import fold, labels
 from advtrain.reporting.notes import WHOLE, Footnote, Footnotes, general_notes, row_notes
 from advtrain.reporting.records import Row, Run
-from advtrain.reporting.wording import fraction, settings
+from advtrain.reporting.wording import radii, settings
 
 EVERY_VIEW = "all views"
 
@@ -229,10 +229,11 @@ def _columns(runs: Iterable[Run]) -> list[str]:
 def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:
     measured: list[Row] = [row for run in runs for row in run.rows if row.name == key]
     details = {settings(row) for row in measured}
-    radii = {fraction(run.eps) for run in runs if f"worst_{run.norm}" == key}
     detail = details.pop() if len(details) == 1 else ""
     if key.startswith("worst_"):
-        detail = "per example" + (f", {radii.pop()}" if len(radii) == 1 else "")
+        norm = key.removeprefix("worst_")
+        within = {radii(run, norm) for run in runs if norm in run.worst_case}
+        detail = ", ".join(["per example", *(within if len(within) == 1 else [])]).strip(", ")
     sizes = {line.cells[key].n for line in lines if key in line.cells}
     return Column(key, detail, sizes.pop() if len(sizes) == 1 else None)
 

@@ -15,7 +15,7 @@ from advtrain.reporting.reading import read_run
 from advtrain.reporting.records import Row, Run
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.tables import Column, Line, Table, title
-from advtrain.reporting.wording import DASH, count, duration, percent, settings
+from advtrain.reporting.wording import DASH, count, duration, percent, radii, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +99,8 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         for cells in _stages(row, several=several, wide=wide):
             shown.add_row(*[Text(cell) for cell in cells], style="dim")
     for norm, value in run.worst_case.items():
-        cells = [f"worst {norm}", *(["all"] if several else []), *(["per example"] if wide else [])]
+        within = ", ".join(filter(None, ["per example", radii(run, norm)]))
+        cells = [f"worst {norm}", *(["all"] if several else []), *([within] if wide else [])]
         cells += [percent(value), "", "", *(["", ""] if wide else [])]
         cells += [percent(run.published.get(f"worst_{norm}"))] if run.published else []
         shown.add_row(*[Text(cell) for cell in cells], style="bold")

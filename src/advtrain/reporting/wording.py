@@ -42,11 +42,20 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def radii(run: Run, norm: str) -> str:
+    """The radius of all rows of a norm, `8/255`, or the range of several, `eps 0.15 to 0.5`."""
+    known = sorted({row.eps for row in run.rows if row.norm == norm and row.eps is not None})
+    told = list(dict.fromkeys(map(fraction, known)))
+    return f"eps {told[0]} to {told[-1]}" if len(told) > 1 else "".join(told)
+
+
 def settings(row: Row) -> str:
-    """Strength of the attack behind a row, short: `linf 8/255, 20 steps, 2 restarts`."""
-    if row.attack:
-        return row.attack
-    parts = []
+    """Strength of the attack behind a row, short: `linf 8/255, 20 steps, 2 restarts`.
+
+    The attack itself comes first where the row is not named for it.
+    """
+    named = row.name.lower().startswith(row.attack.lower())
+    parts = [] if named else [row.attack]
     if row.norm and row.eps is not None:
         parts.append(f"{row.norm} {fraction(row.eps)}")
     if row.steps:
