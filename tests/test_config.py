@@ -68,6 +68,7 @@ def test_the_usual_step_size_is_that_of_the_papers():
         ("attack._target_=os.system", ["attack._target_=os.system"]),
         ("+eval.attacks.mine={_target_: os.path.join}", ["os.path.join", "refused"]),
         ("model=custom", ["model.factory", "not given"]),
+        ("job=eval checkpoint=x eval=none", ["eval=none", "nothing to do"]),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_key_the_value_and_what_is_allowed(override, wanted):
@@ -79,6 +80,25 @@ def test_a_wrong_value_is_refused_with_the_key_the_value_and_what_is_allowed(ove
 
 def test_a_problem_of_a_shared_node_is_told_once():
     assert refusal("threat.eps=8").count("\n") == 0
+
+
+@pytest.mark.parametrize("override", ["threat.eps=-1", "dataset.eps.linf=-1"])
+def test_a_value_that_follows_from_a_refused_one_is_not_told(override):
+    message = refusal(override)
+    assert message.startswith(override) and message.count("\n") == 0, message
+
+
+def test_every_key_that_is_missing_is_told():
+    message = refusal("+eval.attacks.x={_target_: advtrain.attacks.pgd.pgd, _partial_: true}")
+    for key in ("threat", "steps", "step_size"):
+        assert f"eval.attacks.x.{key} is missing" in message, message
+
+
+@pytest.mark.parametrize("mark", ["", ", _partial_: false"])
+def test_an_attack_that_would_be_called_at_once_asks_for_its_mark(mark):
+    row = "{_target_: advtrain.attacks.pgd.fgsm, threat: '${threat}'" + mark + "}"
+    message = refusal(f"+eval.attacks.x={row}")
+    assert message.startswith("eval.attacks.x._partial_ is missing; write _partial_: true")
 
 
 def test_a_grid_may_set_what_only_some_of_its_jobs_read():

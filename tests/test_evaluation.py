@@ -140,10 +140,43 @@ def test_the_referee_refuses_a_cheat(log, cheat, counts):
     assert outcome.standing == tuple(RIGHT) and record[counts] > 0
 
 
+class Overflowing(Brightness):
+    """Right where it is asked about images, and not a number between their grey levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        on_grid = ((20 * x - (20 * x).round()).abs() < 1e-3).flatten(1).all(1, keepdim=True)
+        return torch.where(on_grid, super().forward(x), torch.nan)
+
+
+def test_an_example_falls_to_logits_that_are_not_finite(log):
+    model = Overflowing()
+    attack = partial(lambda model, x, y, threat: x + 0.01, threat=EPS)
+    given = {"clean": RIGHT, "batch_size": 2, "seed": 0}
+    quiet = {"stop": lambda: None, "watch": lambda done: None}
+    outcome = evaluate(Subject(model, model), EXAMPLES, row_of(attack), log, **given, **quiet)
+    record = row_record(outcome)
+    assert outcome.standing == (False,) * 5
+    assert record["accuracy"] == record["accuracy_at_proposals"] == 0
+    assert record["non_finite"] == 5 and record["outside"] == 0
+
+
 def test_an_example_that_an_attack_makes_right_is_not_robust(log):
     attack = partial(lambda model, x, y, threat: (x - 0.2).clamp(0, 1), threat=Linf(0.3))
     record = row_record(referee(row_of(attack), log))
     assert record["accuracy"] == 0.8 and record["accuracy_at_proposals"] == 1.0
+
+
+def test_errors_of_networks_are_told_and_those_of_an_attack_pass(log):
+    def transferred(model, x, y, threat):
+        return nn.Linear(3, 2)(x.flatten(1))
+
+    def careless(model, x, y, threat):
+        return {}["x"]
+
+    with pytest.raises(ValueError, match=r"the attack brings fails .* \(2, 1, 2, 2\): RuntimeErr"):
+        referee(row_of(partial(transferred, threat=EPS)), log)
+    with pytest.raises(KeyError):
+        referee(row_of(partial(careless, threat=EPS)), log)
 
 
 def test_passes_are_those_of_the_attack_and_one_look(log):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advtrain import masking
 from advtrain.masking import FEW, MANY, Slopes
 from advtrain.modes import crafting
-from advtrain.probes import probe
+from advtrain.probes import portrait, probe, recognised
 from advtrain.threat import L1, L2, Linf
 from advtrain.types import Threat
 
@@ -237,3 +237,42 @@ def test_steps_that_lead_back_are_told_if_they_are_many(back, told):
     usual[FEW, :back] = False
     vars(slopes)["usual"] = usual
     assert (masking.more_steps(slopes) is not None) == told
+
+
+def drawn(model: nn.Module, x: Tensor, threat: Threat = EPS) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return portrait(model.eval(), x, threat)
+
+
+def test_a_network_is_known_again_up_to_rounding(digits, tmp_path):
+    first = drawn(digits.model, digits.x[:16])
+    name = recognised(first, first, tmp_path / "p.npy")
+    near = first * (1 + 1e-6)
+    assert recognised(near, near, tmp_path / "p.npy") == name
+    assert recognised(near, near, tmp_path / "q.npy") != name
+    other = drawn(zoo.After(digits.model, lambda logits: 1.01 * logits), digits.x[:16])
+    assert recognised(other, other, tmp_path / "p.npy") != name
+    assert recognised(first, first, tmp_path / "p.npy") == name
+
+
+def test_a_portrait_shows_what_images_hide(digits):
+    """Rounding to the grey levels of the digits leaves them alone, and not what lies between."""
+    rounding = Called(lambda x: digits.model((16 * x).round() / 16))
+    pair = [drawn(model, digits.x[:16]) for model in (digits.model, rounding)]
+    assert torch.equal(pair[0][:16], pair[1][:16]) and not torch.equal(*pair)
+
+
+def test_a_portrait_holds_draws_of_the_seed_and_those_of_no_seed_are_told(digits, tmp_path):
+    noisy = zoo.noisy(digits.model, std=0.1)
+    pair = [drawn(noisy, digits.x[:16]) for _ in range(2)]
+    assert torch.equal(*pair)
+    assert recognised(pair[0], pair[1] + 1, tmp_path / "p.npy") == "unsteady"
+
+
+def test_a_damaged_portrait_is_replaced(digits, tmp_path):
+    first = drawn(digits.model, digits.x[:16])
+    name = recognised(first, first, tmp_path / "p.npy")
+    for content in (b"", b"garbage"):
+        (tmp_path / "p.npy").write_bytes(content)
+        assert recognised(first, first, tmp_path / "p.npy") == name

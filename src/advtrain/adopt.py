@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from advtrain import status
-from advtrain.config import confined
+from advtrain.config import ConfigError, confined, plain
 from advtrain.grid import choices, composed, ours
 
 CHOICES = ("dataset", "model", "threat", "defense", "descent", "average", "penalty")
@@ -24,7 +25,8 @@ PACKAGES = {"dataset": "advtrain.data", "model": "advtrain.models", "threat": "a
 HERE = ("root", "download", "cache", "device_limit", "workers", "max_train_size", "max_test_size")
 """Keys of a data set that belong to the machine and the scale of this evaluation."""
 OPTION = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
-NAME = re.compile(r"[A-Za-z0-9_.,=+-]+")
+NAME, NOT_NAME = re.compile(r"[A-Za-z0-9_.,=+-]+"), re.compile(r"[^A-Za-z0-9_.,=+-]")
+DOTTED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)+")
 UNKNOWN = "${hydra:runtime.choices.dataset}-${hydra:runtime.choices.model}-"
 """What the name of a run begins with if its method is unknown."""
 
@@ -33,17 +35,38 @@ def recorded(checkpoint: str, overrides: Sequence[str]) -> list[str]:
     """The overrides that name the choices of the run at `checkpoint`, as its status.json has them.
 
     Without torch, so that Hydra composes for the right groups. Where there is no record, a file
-    of unknown origin gives its own name instead of a method's.
+    of unknown origin gives its own name instead of a method's. ConfigError: the run had a network
+    of someone else, and the command line does not allow its code.
     """
     place, given = Path(checkpoint), _keys(overrides)
     found = status.read(place if place.is_dir() else place.parent.parent)
     named: list[str] = []
     if found:
         name = str(_mapping(found, "config").get("name", ""))
-        named = [f"name={name}"] if NAME.fullmatch(name) else []
-    elif given.isdisjoint(METHOD) and NAME.fullmatch(place.stem):
-        named = [f"name={UNKNOWN}{place.stem}"]
-    return _choices(_mapping(found, "choices"), given) + named * ("name" not in given)
+        named = [f"name='{name}'"] if NAME.fullmatch(name) else []
+    elif given.isdisjoint(METHOD):
+        named = [f"name='{UNKNOWN}{NOT_NAME.sub('_', place.stem)}'"]
+    named = named * ("name" not in given) + _factory(found, checkpoint, overrides)
+    return _choices(_mapping(found, "choices"), given) + named
+
+
+def _factory(found: Mapping[str, Any], checkpoint: str, overrides: Sequence[str]) -> list[str]:
+    """The override for the factory of a run of model=custom, if `packages=` allows it."""
+    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    model, factory = (_mapping(found, name).get("model") for name in ("choices", "config"))
+    factory = _mapping({"model": factory}, "model").get("factory")
+    chosen = given.get("model", model) == model
+    if not chosen or "model.factory" in given or not DOTTED.fullmatch(str(factory)):
+        return []
+    package, _, _ = str(factory).partition(".")
+    listed = [each for each in overrides if each.startswith("packages=")]
+    values = [each.value() for each in OverridesParser.create().parse_overrides(listed)]
+    if not any(package in value for value in values if isinstance(value, list)):
+        raise ConfigError(
+            f"checkpoint={checkpoint}: this run used model.factory={factory}; give "
+            f"packages=[{package}] to call it, or model.factory= itself."
+        )
+    return [f"model.factory={factory}"]
 
 
 def adopt(
@@ -73,12 +96,23 @@ def adopt(
         for group, package in PACKAGES.items():
             radius = group == "threat" and any(key.startswith("dataset.eps") for key in given)
             if group in stored and chosen.get(group) == old.get(group) and not radius:
+                if "_target_" not in _mapping(stored, group):
+                    raise ConfigError(
+                        f"checkpoint={file} cannot be used: in the configuration that it holds, "
+                        f"{group}={str(stored[group])[:60]!r} is no node with _target_."
+                    )
                 confined(stored[group], package, f"{file}: {group}", allowed)
                 _take(new, group, stored[group], given)
         if "seed" not in given and isinstance(stored.get("seed"), int):
             new.seed = stored["seed"]
         if "name" not in given and NAME.fullmatch(str(stored.get("name", ""))):
             new.name = str(stored["name"])
+    try:
+        plain(new)
+    except ConfigError as error:
+        raise ConfigError(
+            f"checkpoint={file}: with the configuration that it holds, {error}"
+        ) from error
     return new, taken_over
 
 

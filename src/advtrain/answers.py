@@ -3,22 +3,77 @@
 AutoAttack looks for these (Croce and Hein 2020, https://arxiv.org/abs/2003.01690, and the flags of
 their code): probabilities in place of logits, random draws, derivatives inside; and Pintor et al.
 2022 (https://arxiv.org/abs/2106.09947) for gradients that are missing. Beside them: an answer that
-hangs on the mode or on the rest of the batch.
+hangs on the mode or on the rest of the batch. A network that raises an error is told in a sentence.
 
 Differs: AutoAttack finds derivatives inside by tracing the names of functions, here by the tensors
 that a backward pass takes up; and draws also by the generator they move, however small they are.
 """
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from advtrain.types import Classifier
+
 DRAWS = 20  # whose worst shows what choosing among the steps of an attack gains by itself
 ROUNDING = 1e-3  # of the length of the logits, far above what kernels differ by
 APART = 1e-4  # AutoAttack's bound on the distance of two outputs of length 1
+WITHIN = {
+    "torch.autograd": "the model fails in a backward pass",
+    "torch.nn.modules.module": "a network that the attack brings fails in a forward pass",
+}
+"""What an error comes from that has passed through a module of torch."""
+
+
+class ModelFailed(ValueError):
+    """A network raised an error; the message says in which pass, on what images, and which."""
+
+
+@contextmanager
+def asking(x: Tensor) -> Iterator[None]:
+    """Whatever the network raises when it is asked about `x` inside becomes ModelFailed."""
+    try:
+        yield
+    except Exception as error:
+        how = "with" if torch.is_grad_enabled() else "without"
+        raise _failed(f"the model fails in a forward pass {how} gradients", x, error) from error
+
+
+@contextmanager
+def attacking(x: Tensor) -> Iterator[None]:
+    """Errors of backward passes inside, and of networks that are not `asked`, become ModelFailed.
+
+    `x`: the images that are attacked. Other errors, which networks have no part in, pass.
+    """
+    try:
+        yield
+    except ModelFailed:
+        raise
+    except Exception as error:
+        frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        names = (frame.f_globals.get("__name__") for frame in frames)
+        what = next((WITHIN[name] for name in names if name in WITHIN), None)
+        if what is None:
+            raise
+        raise _failed(what, x, error) from error
+
+
+def asked(model: Classifier, x: Tensor) -> Tensor:
+    """`model(x)`. ModelFailed: it raised an error."""
+    with asking(x):
+        return model(x)
+
+
+def _failed(what: str, x: Tensor, error: Exception) -> ModelFailed:
+    first = next(iter(str(error).splitlines()), "")
+    return ModelFailed(
+        f"{what} on images of shape {tuple(x.shape)}: {type(error).__name__}: {first}"
+    )
 
 
 @dataclass(frozen=True)
@@ -44,14 +99,18 @@ class Answers:
 
 
 def ask(model: nn.Module, x: Tensor, y: Tensor, classes: int) -> Answers:
-    """Four forward passes. ValueError for logits that are not (N, K), not finite, too few."""
+    """Four forward passes. ValueError for logits that are not (N, K), not finite, too few.
+
+    ModelFailed: the network raised an error.
+    """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     states = generators(x)
     with torch.no_grad():
-        logits = model(x)
+        logits = asked(model, x)
         require_logits(logits, x, classes)
-        again = model(x), model(x)
-    attached, differentiates = watched(model, x)
+        again = asked(model, x), asked(model, x)
+    with asking(x):
+        attached, differentiates = watched(model, x)
     drawn = any(not torch.equal(*pair) for pair in zip(states, generators(x), strict=True))
     after = dict(model.named_buffers())
     moved = tuple(name for name, value in buffers.items() if not torch.equal(value, after[name]))
@@ -162,7 +221,7 @@ def stochastic(seen: Answers) -> str | None:
     if alike or (not seen.drawn and same and differs <= APART):
         return None
     with torch.no_grad():
-        right += [seen.model(seen.x).argmax(1) == seen.y for _ in range(DRAWS - len(draws))]
+        right += [asked(seen.model, seen.x).argmax(1) == seen.y for _ in range(DRAWS - len(draws))]
     hits = torch.stack(right).float()
     mean, worst = 100 * float(hits.mean()), 100 * float(hits.amin(0).mean())
     return (
@@ -178,7 +237,7 @@ def batch_dependent(seen: Answers) -> str | None:
     if n < 2 or not steady(seen):
         return None
     with torch.no_grad():
-        parts = [seen.model(part) for part in seen.x.flip(0).split((n + 1) // 2)]
+        parts = [asked(seen.model, part) for part in seen.x.flip(0).split((n + 1) // 2)]
     differs = distance(torch.cat(parts).flip(0), seen.logits)
     if differs <= ROUNDING:
         return None

@@ -2,7 +2,7 @@
 
 `last.pt` and `best.pt` hold `model` (the weights that are judged), `epoch`, `config` and `data`
 (what the network was built for); `last.pt` also holds `training`, all that resuming needs.
-Files of other people may be a plain state dict, or hold one under `model` or `state_dict`.
+Files of other people may be a plain state dict, or hold one under an entry of WEIGHTS.
 """
 
 import pickle
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from advtrain.files import write_atomic
 
-WEIGHTS = ("model", "state_dict", "model_state_dict")
+WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.")
+COUNTER = "num_batches_tracked"  # of batch norm, which files of before torch 0.4.1 lack
 
 
 class CheckpointError(ValueError):
@@ -97,7 +98,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put `tensors` into `model`, which must have the same; counters of batches may be missing."""
     own = model.state_dict()
+    counters = {key: own[key] for key in own if key.endswith(COUNTER)}
+    tensors = counters | dict(tensors)
     missing = [key for key in own if key not in tensors]
     foreign = [key for key in tensors if key not in own]
     shapes = [
@@ -116,7 +120,7 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
             f"{'; '.join(told)}. Choose the model= that was saved, or model=custom with "
             "model.factory=pkg.module.fn."
         )
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(tensors)
 
 
 def _few(names: list[str]) -> str:

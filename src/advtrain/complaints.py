@@ -1,12 +1,19 @@
-"""Errors of Hydra and OmegaConf, retold in one sentence with the key, the value and the way out."""
+"""What is said of a command line that cannot be right.
+
+Errors of Hydra and OmegaConf are retold in one sentence with the key, the value and the way out.
+"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from advtrain.config import conf_dir
+from advtrain.config import FACTS, conf_dir, key_of
 from advtrain.signatures import nearest
+
+TRAINED_BY = ("epochs", "batch_size")
+TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty", "validate")
 
 
 def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | None) -> str:
@@ -27,6 +34,51 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def causes(problems: Sequence[str], written: DictConfig) -> list[str]:
+    """The problems without those of values that interpolate another refused one.
+
+    `written`: the configuration before its interpolations are resolved.
+    """
+    raw = OmegaConf.to_container(written, resolve=False)
+    refused = {key_of(problem) for problem in problems}
+    return [each for each in problems if refused.isdisjoint(_referred(key_of(each), raw))]
+
+
+def _referred(key: str, raw: Any) -> list[str]:
+    """The keys that the value at `key`, or a node around it, interpolates: `threat.eps`."""
+    parts, found = key.split("."), []
+    for depth, part in enumerate(parts, start=1):
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+        for dots, name in re.findall(r"\$\{(\.*)([\w.]+)\}", raw if isinstance(raw, str) else ""):
+            around = parts[: depth - len(dots)] if dots else []
+            found.append(".".join([*around, name, *parts[depth:]]))
+    return found
+
+
+def unread(config: DictConfig, overrides: Iterable[str]) -> set[str]:
+    """The overrides of this run that nothing in it reads."""
+    keys = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
+    return {override for key, override in keys.items() if _is_unread(config, key)}
+
+
+def _is_unread(config: DictConfig, key: str) -> bool:
+    group, _, rest = key.partition(".")
+    fact = rest.partition(".")[0]
+    if group == "attack":
+        return config.job == "eval" or "${attack" not in _text_without(config, "attack")
+    if group == "dataset" and fact in FACTS["dataset"] and fact != "replays":
+        return f"${{dataset.{fact}" not in _text_without(config, "dataset")
+    if group == "eval" and rest:
+        return bool(config.job == "train")
+    return config.job == "eval" and (key in TRAINED_BY or (group in TRAINING and bool(rest)))
+
+
+def _text_without(config: DictConfig, group: str) -> str:
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    return str({key: value for key, value in raw.items() if key != group})
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

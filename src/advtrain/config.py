@@ -7,6 +7,7 @@ beside advtrain whose code may be called: the person at the command line names t
 """
 
 import importlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import partial
@@ -21,6 +22,8 @@ from advtrain.signatures import Kind, Signature
 
 PROGRAM = "advtrain.runs.Program"  # the fields of the root
 MARKS = ("_target_", "_partial_")
+SUPPLIED = ("setting",)
+"""Data that a target anywhere in the configuration is given, if it has a parameter of that name."""
 FACTS = {
     "dataset": {
         **{"eps": "Mapping[str, NonNegative]", "mean": "list[float] | None"},
@@ -116,19 +119,37 @@ def _resolution(error: OmegaConfBaseException) -> str:
 
 def check(config: Mapping[str, Any], *, allowed: Iterable[str] = ()) -> None:
     """Refuse a configuration that could not be built: all its problems in one ConfigError."""
-    roots = tuple(allowed)
-    problems = _unique(_problems({"_target_": PROGRAM, **config}, "", roots))
-    if problems:
-        raise ConfigError("\n".join(problems[:8]))
+    refuse(problems(config, allowed=allowed))
 
 
-def _unique(problems: Iterable[str]) -> list[str]:
+def problems(config: Mapping[str, Any], *, allowed: Iterable[str] = ()) -> list[str]:
+    """What is wrong with a configuration, each a sentence that begins with its key."""
+    found = list(_problems({"_target_": PROGRAM, **config}, "", tuple(allowed)))
+    if config.get("job") == "eval" and not config.get("eval", True):
+        found.append("eval=none leaves job=eval nothing to do; choose eval=quick, say.")
+    return found
+
+
+def refuse(found: Iterable[str]) -> None:
+    """Raise ConfigError with the problems found, if there are any."""
+    told = _unique(found)
+    if told:
+        raise ConfigError("\n".join(told[:8]))
+
+
+def key_of(problem: str) -> str:
+    """The key that a problem begins with."""
+    return re.split("[= ]", problem, maxsplit=1)[0]
+
+
+def _unique(found: Iterable[str]) -> list[str]:
     """One problem per cause: a node that others refer to is told once, at its shortest path."""
     told: dict[str, str] = {}
-    for problem in sorted(problems, key=lambda text: text.partition("=")[0].count(".")):
-        path, _, rest = problem.partition("=")
+    for problem in sorted(found, key=lambda text: key_of(text).count(".")):
+        key = key_of(problem)
+        rest = problem.removeprefix(key)
         told.setdefault(
-            f"{path.rpartition('.')[2]}={rest.partition('?')[0].rpartition('Did')[0] or rest}",
+            f"{key.rpartition('.')[2]}{rest.partition('?')[0].rpartition('Did')[0] or rest}",
             problem,
         )
     return list(told.values())
@@ -152,6 +173,12 @@ def _target_problems(node: Mapping[str, Any], path: str, allowed: tuple[str, ...
     except ConfigError as error:
         yield str(error)
         return
+    lacking = [name for name in signature.needed if name not in SUPPLIED]
+    if lacking and "." in path and node.get("_partial_") is not True:  # at the root the program has
+        yield (
+            f"{path}._partial_ is missing; write _partial_: true, since {target} is called later, "
+            f"with {', '.join(lacking)}."
+        )
     facts = {key: signatures.kind(text) for key, text in FACTS.get(path, {}).items()}
     given = {key: value for key, value in node.items() if key not in (*MARKS, *facts)}
     for key in facts.keys() & node.keys():
@@ -247,22 +274,31 @@ def confined(node: Any, package: str, path: str, allowed: Iterable[str] = ()) ->
         raise ConfigError(f"{path}={_brief(node)} is refused: a file may hold no interpolation.")
 
 
-def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ()) -> Any:
+def build(
+    node: Any,
+    *data: Any,
+    path: str = "",
+    allowed: Iterable[str] = (),
+    supplied: Mapping[str, Any] | None = None,
+) -> Any:
     """Make what `node` describes; `data` goes before the star of the outermost target.
 
+    `supplied`: values for the names in SUPPLIED, which go there wherever a target has them.
     ConfigError: a target that does not exist, or outside the packages of `allowed`.
     """
-    roots = tuple(allowed)
+    roots, supplied = tuple(allowed), supplied or {}
+    within = partial(build, allowed=roots, supplied=supplied)
     if isinstance(node, list):
-        return [build(value, path=f"{path}[{i}]", allowed=roots) for i, value in enumerate(node)]
+        return [within(value, path=f"{path}[{i}]") for i, value in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
     if "_target_" not in node:
-        return {k: build(v, path=_join(path, k), allowed=roots) for k, v in node.items()}
+        return {key: within(value, path=_join(path, key)) for key, value in node.items()}
     target = node["_target_"]
     signature = _signature(target, path, roots)
+    data = (*data, *(supplied[name] for name in signature.data if name in supplied))
     bound = {
-        key: _coerce(signature.keys[key].kind, build(value, path=_join(path, key), allowed=roots))
+        key: _coerce(signature.keys[key].kind, within(value, path=_join(path, key)))
         for key, value in node.items()
         if key not in (*MARKS, *FACTS.get(path, ()))
     }
@@ -281,12 +317,18 @@ def build(node: Any, *data: Any, path: str = "", allowed: Iterable[str] = ()) ->
         raise ConfigError(f"{path or target}: {error}") from error
 
 
-def make(node: Any, *data: Any, path: str, allowed: Iterable[str] = ()) -> Any:
+def make(
+    node: Any,
+    *data: Any,
+    path: str,
+    allowed: Iterable[str] = (),
+    supplied: Mapping[str, Any] | None = None,
+) -> Any:
     """`build`, calling the outermost target now: for nodes whose data the program has at hand."""
     called = (
         {**node, "_partial_": False} if isinstance(node, Mapping) and "_target_" in node else node
     )
-    return build(called, *data, path=path, allowed=allowed)
+    return build(called, *data, path=path, allowed=allowed, supplied=supplied)
 
 
 def _signature(target: Any, path: str, allowed: tuple[str, ...]) -> Signature:
@@ -320,34 +362,6 @@ def _coerce(kind: Kind, value: Any) -> Any:
     if kind.name == "mapping" and kind.of:
         return {key: _coerce(kind.of[0], member) for key, member in value.items()}
     return value
-
-
-TRAINED_BY = ("epochs", "batch_size")
-TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty", "validate")
-
-
-def unread(config: DictConfig, overrides: Iterable[str]) -> set[str]:
-    """The overrides of this run that nothing in it reads."""
-    keys = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
-    return {override for key, override in keys.items() if _is_unread(config, key)}
-
-
-def _is_unread(config: DictConfig, key: str) -> bool:
-    group, _, rest = key.partition(".")
-    fact = rest.partition(".")[0]
-    if group == "attack":
-        return config.job == "eval" or "${attack" not in _text_without(config, "attack")
-    if group == "dataset" and fact in FACTS["dataset"] and fact != "replays":
-        return f"${{dataset.{fact}" not in _text_without(config, "dataset")
-    if group == "eval" and rest:
-        return bool(config.job == "train")
-    return config.job == "eval" and (key in TRAINED_BY or (group in TRAINING and bool(rest)))
-
-
-def _text_without(config: DictConfig, group: str) -> str:
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict)
-    return str({key: value for key, value in raw.items() if key != group})
 
 
 def _join(path: str, key: Any) -> str:

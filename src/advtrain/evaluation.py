@@ -2,7 +2,9 @@
 
 An attack proposes; the referee checks that a proposal is finite, in the box and in the set, asks
 the classifier afresh, and counts. A proposal outside the set never counts as a success, and an
-example that is wrong without an attack is not robust, whatever an attack makes of it.
+example that is wrong without an attack is not robust, whatever an attack makes of it. Logits that
+are not finite name no class, the right one neither: an example does not stand on a proposal that
+gets them, although attacks do not look for such.
 
 A row runs on all examples, as papers do; a combination of attacks runs member by member, each on
 those that still stand.
@@ -10,13 +12,14 @@ those that still stand.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from advtrain.answers import asked, attacking
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
@@ -106,7 +109,7 @@ class Counting:
         self.backward_passes = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
+        logits = asked(self.model, x)
         self.forward_passes += len(x)
         if logits.requires_grad:
             logits.register_hook(partial(self._count_backward, len(x)))
@@ -134,7 +137,8 @@ def evaluate(
     Batches already in `log` are taken from there. Draws come from the stream (seed, row, stage,
     first example), so that each batch comes out the same alone. `show` sees the first batch of a
     row that is no combination, unless that was in the log. `stop` is called before each batch and
-    may raise; `watch` gets the number of examples that are dealt with.
+    may raise; `watch` gets the number of examples that are dealt with. ValueError: the attack
+    refuses the network or the images, or the network raises an error.
     """
     standing, stages = list(clean), []
     attacks: Mapping[str, Attack | None] = row.members or {row.name: row.plain}
@@ -191,14 +195,14 @@ def judge(
     began = time.perf_counter()
     counted, judging = Counting(subject.fast), Counting(subject.model)
     with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
-        x_adv = x if attack is None else attack(counted, x, y).detach()
+        with attacking(x):
+            x_adv = x if attack is None else attack(counted, x, y).detach()
         valid = inside(x_adv, x, threat)
         with torch.no_grad(), full_precision(subject.model):
             logits = judging(torch.where(per_image(valid, x), x_adv, x))
-    # Logits that are not finite are no success of the attack: they fool nobody.
-    finite = torch.isfinite(logits).all(1)
-    fooled = valid & finite & (logits.argmax(1) != y)
-    adversarial = right(logits, y) if attack is None else torch.where(valid, ~fooled, clean)
+    broken = valid & ~torch.isfinite(logits).all(1)
+    stands = right(logits, y)
+    adversarial = stands if attack is None else torch.where(valid, stands, clean)
     if show is not None and attack is not None:
         show(x, x_adv, y, logits)
     return Verdicts(
@@ -207,7 +211,7 @@ def judge(
         adversarial=_bits(adversarial),
         robust=_bits(clean & adversarial),
         outside=int((~valid).sum()),
-        non_finite=int((valid & ~finite).sum()) if attack is not None else 0,
+        non_finite=int(broken.sum()) if attack is not None else 0,
         forward_passes=counted.forward_passes + judging.forward_passes,
         backward_passes=counted.backward_passes,
         seconds=round(time.perf_counter() - began, 4),
@@ -244,11 +248,15 @@ def rows(
 ) -> Iterator[Row]:
     """`clean` first, then the attacks in their order; `keys` are the fingerprints.
 
-    A row called `pgd` is named for the norm of its threat, pgd_linf or pgd_l2. `classes`: of the
-    model, on which the members of a combination may depend.
+    `classes`: of the model, on which the members of a combination may depend.
     """
     yield Row("clean", keys["clean"], None, {})
     for name, attack in attacks.items():
         members = attack.members(classes) if isinstance(attack, Combination) else {}
-        row = Row(name, keys[name], attack, members)
-        yield replace(row, name=f"pgd_{row.threat.norm}") if name == "pgd" and row.threat else row
+        yield Row(row_name(name, attack), keys[name], attack, members)
+
+
+def row_name(name: str, attack: Attack | Combination) -> str:
+    """`name`; a row called `pgd` is named for the norm of its threat, pgd_linf or pgd_l2."""
+    threat = Row(name, "", attack, {}).threat
+    return f"pgd_{threat.norm}" if name == "pgd" and threat else name

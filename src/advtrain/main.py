@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from advtrain import config as configuration
 from advtrain import status
 from advtrain.adopt import recorded
-from advtrain.complaints import explain
+from advtrain.complaints import causes, explain, unread
 from advtrain.config import ConfigError
 from advtrain.grid import Locate, choices, composed, jobs, ours, parse
 
@@ -34,7 +34,7 @@ def main() -> None:
     configuration.register_resolvers()
     try:
         parsed = parse(sys.argv[1:])
-        if not parsed.multirun:
+        if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
         if not (
@@ -73,13 +73,14 @@ def validate(grid: list[list[str]], config_dir: str | None = None) -> None:
 
     A key that one job does not read is fine as long as another one does.
     """
-    unread: list[set[str]] = []
+    vain: list[set[str]] = []
     for overrides in grid:
         with composed(overrides, config_dir) as config:
             chosen = ours(config)
-            configuration.check(configuration.plain(chosen), allowed=packages(chosen, overrides))
-            unread.append(configuration.unread(chosen, overrides))
-    for override in sorted(set.intersection(*unread)) if unread else []:
+            resolved, allowed = configuration.plain(chosen), packages(chosen, overrides)
+            configuration.refuse(causes(configuration.problems(resolved, allowed=allowed), chosen))
+            vain.append(unread(chosen, overrides))
+    for override in sorted(set.intersection(*vain)) if vain else []:
         raise ConfigError(
             f"{override}: nothing in this run reads it; leave it out. (job=eval trains nothing, "
             "job=train evaluates nothing, and some defenses train without an attack.)"
@@ -100,7 +101,7 @@ def packages(config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
     named = [
         value.strip("'\"").split(".")[0]
         for key, value in given
-        if key.endswith("_target_") or key == "model.factory"
+        if key.endswith(("_target_", "model.factory"))
     ]
     listed = config.packages if any(key == "packages" for key, _ in given) else []
     return (*named, *(str(each) for each in listed))
@@ -110,7 +111,8 @@ def packages(config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
 def app(config: DictConfig) -> None:
     """One job, in the run directory that Hydra has made."""
     here = HydraConfig.get()
-    overrides = [str(each) for each in here.overrides.task]
+    task = OmegaConf.to_container(here.overrides.task, resolve=False)
+    overrides = [str(each) for each in task] if isinstance(task, list) else []
     sources = here.runtime.config_sources
     facts: dict[str, Any] = {
         "choices": choices(OmegaConf.create({"hydra": here})),

@@ -1,6 +1,7 @@
 """Verdicts on disk: one line per attack and batch, appended as it is reached, read back to resume.
 
-A line is whole or it is not there: a torn last line, of a killed run, is cut off on opening.
+A line is whole or it is not there: a torn last line, of a killed run, is cut off on opening. Any
+other line that is no verdict is refused.
 Numbers in results.json come from these lines and from nothing else.
 """
 
@@ -9,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Verdicts:
     row: the attack's fingerprint. at: the positions of the examples. adversarial: right on the
     proposal, robust: right on the image and the proposal, one character 0 or 1 per example; an
     invalid proposal counts as the image itself. outside: proposals outside the set or not
-    finite. non_finite: valid proposals with logits that are not finite, which fool nobody.
+    finite. non_finite: valid proposals with logits that are not finite, which name no class.
     """
 
     row: str
@@ -33,7 +35,10 @@ class Verdicts:
 
 
 class VerdictLog:
-    """The verdicts of a run directory; `append` returns once a line is on disk."""
+    """The verdicts of a run directory; `append` returns once a line is on disk.
+
+    ValueError: a line of the file, other than a torn last one, is no verdict.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,14 +52,13 @@ class VerdictLog:
         if len(whole) < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        for line in whole.splitlines():
+        for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                fields = json.loads(line)
-                yield Verdicts(**{**fields, "at": tuple(fields["at"])})
+                yield parsed(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(
-                    f"{self.path} has a line that is no verdict: {line[:60]!r}. Remove the file to "
-                    "evaluate again."
+                    f"{self.path}, line {number}, is no verdict: {line[:60]!r}. Remove the line to "
+                    "judge its batch again, or the file to evaluate all again."
                 ) from error
 
     def find(self, row: str, at: tuple[int, ...]) -> Verdicts | None:
@@ -66,6 +70,20 @@ class VerdictLog:
             file.flush()
             os.fsync(file.fileno())
         self.lines[verdicts.row, verdicts.at] = verdicts
+
+
+def parsed(fields: Any) -> Verdicts:
+    """The verdicts of a line. ValueError, TypeError, KeyError: it does not hold together."""
+    found = Verdicts(**{**fields, "at": tuple(fields["at"])})
+    numbers = (found.outside, found.non_finite, found.forward_passes, found.backward_passes)
+    if not all(type(value) is int and value >= 0 for value in (*found.at, *numbers)):
+        raise ValueError("a place or a count is no whole number")
+    if type(found.row) is not str or type(found.seconds) not in (int, float):
+        raise ValueError("the fingerprint is no text, or the time no number")
+    for bits in (found.adversarial, found.robust):
+        if len(bits) != len(found.at) or not set(bits) <= {"0", "1"}:
+            raise ValueError("there is not one character 0 or 1 for each example")
+    return found
 
 
 def interval(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advtrain import status
 from advtrain.config import ConfigError
 from advtrain.data.split import Split
 from advtrain.evaluation import (
@@ -19,15 +22,17 @@ from advtrain.evaluation import (
     Show,
     Subject,
     evaluate,
+    row_name,
     rows,
 )
 from advtrain.files import write_atomic, write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
-from advtrain.probes import probe
+from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
+from advtrain.reporting.writing import write_run
 from advtrain.results import document, fingerprint, printable, row_record, worst_case
 from advtrain.run_certification import certify
 from advtrain.runs import Evaluation, Setting, parameters
@@ -41,6 +46,7 @@ PROBES = 16  # images on which the network that is attacked is held against the 
 PROBED = 128  # images that tell whether the network can be trusted with an evaluation
 PICTURES = 8  # adversarial examples kept for the report
 DIGESTED = 1000  # images whose pixels tell one set of examples from another
+LOG, PORTRAIT = "verdicts.jsonl", "portrait.npy"
 
 
 def evaluate_model(
@@ -52,17 +58,27 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Run every row of `eval`, then its certificate; results.json is rewritten after each.
 
-    Returns the content of results.json.
+    With resume=false nothing that was found in the directory before is used. Returns the content
+    of results.json. EvaluationFailed: the network, the log or a row; tables and report then hold
+    the rows before it.
     """
     plan: Evaluation = setting.build("eval")
+    refuse_names(plan.attacks)
+    if not setting.config["resume"]:
+        for name in (LOG, PORTRAIT, "certify.json"):
+            (setting.directory / name).unlink(missing_ok=True)
+    with told():
+        log = VerdictLog(setting.directory / LOG)
     examples = setting.data.test
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
-    seen = fingerprint(digest(model), setting.config["model"], examined)
-    keys = row_keys(setting, seen, plan)
-    log = VerdictLog(setting.directory / "verdicts.jsonl")
     shown = probed(model, setting, size)
+    seen = fingerprint(
+        digest(model), known_as(model, setting, size), setting.config["model"], examined
+    )
+    with told():
+        planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
     subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
     found: list[Outcome] = []
     certified: dict[str, Any] | None = None
@@ -75,18 +91,17 @@ def evaluate_model(
             records,
             worst_case=worst_case(found),
             certified=certified,
-            warnings=[*shown, *contradictions(records)],
+            warnings=[*shown, *contradictions(records, len(setting.data.classes))],
             environment=environment(setting),
             seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
         )
         write_json(setting.directory / "results.json", content)
         return content
 
-    clean: Sequence[bool] = [True] * size
-    for row in rows(plan.attacks, keys, len(setting.data.classes)):
+    def judge_row(row: Row, clean: Sequence[bool]) -> Outcome:
         known = len(log.lines)
         with Progress(size * max(len(row.members), 1), row.name, "img") as bar:
-            try:
+            with told(f"row {row.name}: "):
                 outcome = evaluate(
                     subject,
                     examples,
@@ -99,16 +114,34 @@ def evaluate_model(
                     watch=bar.advance,
                     show=_keep_pictures(setting, subject, row),
                 )
-            except ValueError as error:
-                raise EvaluationFailed(f"row {row.name}: {error}") from error
-            clean = outcome.standing if row.attack is None else clean
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
                 write()
             bar.say(_line(row_record(outcome)))
+        return outcome
+
+    try:
+        clean = judge_row(planned[0], [True] * size).standing
+        for row in planned[1:]:
+            judge_row(row, clean)
+    except EvaluationFailed as error:
+        if found:
+            write()
+            status.write(setting.directory, "failed", str(error))
+            write_run(setting.directory)
+        raise
     if plan.certify is not None:
         certified = certify(model, setting, plan.certify, seen, stop)
     return write()
+
+
+@contextmanager
+def told(before: str = "") -> Iterator[None]:
+    """A ValueError inside becomes EvaluationFailed: its sentence, with `before` in front."""
+    try:
+        yield
+    except ValueError as error:
+        raise EvaluationFailed(f"{before}{error}") from error
 
 
 def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]]:
@@ -122,30 +155,52 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
         crafting(model, "eval"),
         full_precision(model),
         stream(x.device, setting.config["seed"], "probe"),
+        told(),
     ):
-        try:
-            found = probe(model, x, y, threat=threat, classes=classes)
-        except ValueError as error:
-            raise EvaluationFailed(str(error)) from error
+        found = probe(model, x, y, threat=threat, classes=classes)
     for warning in found:
         logger.warning("%s: %s", warning["check"], warning["message"])
     return found
 
 
+def known_as(model: nn.Module, setting: Setting, size: int) -> str:
+    """A name for what the network answers, which its weights leave open; see `recognised`."""
+    x, _ = setting.data.test.batch(slice(0, min(size, PROBED)))
+    threat = setting.build("threat")
+
+    def drawn() -> Tensor:
+        with stream(x.device, setting.config["seed"], "portrait"):
+            return portrait(model, x, threat)
+
+    with crafting(model, "eval"), full_precision(model), told():
+        return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
+
+
+def refuse_names(attacks: Mapping[str, Attack | Combination]) -> None:
+    """Raise ConfigError where two rows of an evaluation would have one name."""
+    if "clean" in attacks:
+        raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
+    named = Counter(row_name(name, attack) for name, attack in attacks.items())
+    for name, attack in attacks.items():
+        shown = row_name(name, attack)
+        if name != shown and named[shown] > 1:
+            raise ConfigError(
+                f"eval.attacks.{name} is refused: its row is named {shown} for its threat, as that "
+                f"of eval.attacks.{shown} is. Give one of them another name, or leave it out."
+            )
+
+
 def row_keys(setting: Setting, seen: str, plan: Evaluation) -> dict[str, str]:
     """The fingerprint of each row: all that its verdicts depend on.
 
-    `seen`: that of the network and the examples. Networks that an attack brings count by their
-    weights.
+    `seen`: that of the network, with what it answers, and of the examples. Networks that an attack
+    brings count by their weights.
     """
     config = setting.config
     common = (seen, config["seed"], config["precision"], plan.batch_size)
-    attacks = config["eval"]["attacks"]
-    if "clean" in attacks:
-        raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
     return {"clean": fingerprint(*common)} | {
         name: fingerprint(*common, name, node, *_sources(plan.attacks[name]))
-        for name, node in attacks.items()
+        for name, node in config["eval"]["attacks"].items()
     }
 
 

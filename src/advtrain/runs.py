@@ -1,7 +1,7 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from advtrain.types import (
 )
 
 Allowed = Iterable[str]
+Network = Callable[[tuple[int, int, int], int], nn.Module]
+"""A node of the group `model` with `_partial_: true`: what makes a network of shape and classes."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,20 @@ class Certification:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rows of an evaluation on the first `size` test examples (null: all)."""
+    """The rows of an evaluation on the first `size` test examples (null: all).
+
+    Its certificate is of no more than those, and of no more than a size of its own.
+    """
 
     attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
     batch_size: Count
+
+    def __post_init__(self) -> None:
+        if self.certify is not None and self.size is not None:
+            size = min(self.size, self.certify.size or self.size)
+            object.__setattr__(self, "certify", replace(self.certify, size=size))
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,8 @@ class Setting:
 
     def build(self, key: str, *data: Any) -> Any:
         """What the node `key` describes, made of `data` where its target takes some."""
-        return make(self.config[key], *data, path=key, allowed=self.allowed)
+        supplied = {"setting": self}
+        return make(self.config[key], *data, path=key, allowed=self.allowed, supplied=supplied)
 
 
 def choose_device(asked: str) -> torch.device:
@@ -186,25 +197,34 @@ def load_run(
         content.get("data"), Mapping
     ):
         raise CheckpointError(
-            f"checkpoint={file} holds no configuration: build its network yourself, and use "
-            "checkpoints.load_weights."
+            f"checkpoint={file} holds no configuration: say what its network is by a key `model` "
+            "beside `checkpoint`, or build it yourself and use checkpoints.load_weights."
         )
     config = {**content["config"], "compile": False}
     shape = tuple(content["data"]["shape"])
     classes = content["data"]["classes"]
     confined(config.get("model"), "advtrain.models", f"{file}: model", packages)
-    model = make_model(config, shape, classes, torch.device("cpu"), packages)
+    try:
+        model = make_model(config, shape, classes, torch.device("cpu"), packages)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
     checkpoints.restore(model, checkpoints.weights(content, file), file)
     return model.eval(), dict(content["config"])
 
 
-def source(*, checkpoint: str) -> nn.Module:
-    """The network of another run, for `transfer`; `checkpoint`: a run directory or a file of one.
+def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -> nn.Module:
+    """Another network than the one judged, in evaluation mode, for `transfer`.
 
-    CheckpointError: as `load_run`.
+    `checkpoint`: a run directory or a file of one; or anyone's state dict, of the network that
+    `model` makes for the data of this evaluation. CheckpointError: as `load_run`.
     """
-    model, _ = load_run(checkpoints.locate(checkpoint))
-    return model
+    file = checkpoints.locate(checkpoint)
+    if model is None:
+        return load_run(file, packages=setting.allowed)[0]
+    with torch.random.fork_rng(devices=[]):
+        network = model(setting.data.shape, len(setting.data.classes))
+    checkpoints.load_weights(network, file)
+    return network.eval()
 
 
 def parameters(model: nn.Module) -> int:

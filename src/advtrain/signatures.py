@@ -17,9 +17,9 @@ from advtrain import ranges
 
 ROLES = {
     *("Attack", "Average", "Combination", "Defense", "Descent", "Objective", "Penalty"),
-    *("Schedule", "Start", "Threat"),
+    *("Network", "Schedule", "Start", "Threat"),
 }
-"""Protocols of `types`: what plays one of these roles is described by a node of its own."""
+"""Protocols of `types` and the like: what plays one of these roles is described by a node."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """`data`: parameters that the program supplies. `keys`: those of the configuration."""
+    """`data`: parameters that the program supplies. `keys`: those of the configuration.
+
+    `needed`: the data without a default.
+    """
 
     data: tuple[str, ...]
     keys: dict[str, Parameter]
+    needed: tuple[str, ...] = ()
 
     def nearest(self, word: str) -> str | None:
         return nearest(word, self.keys)
@@ -136,7 +140,7 @@ def _of_function(function: ast.FunctionDef, *, skip_self: bool) -> Signature:
         argument.arg: Parameter(_kind(argument.annotation), default is None)
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     }
-    return Signature(data, keys)
+    return Signature(data, keys, data[: len(data) - len(arguments.defaults)])
 
 
 def _of_class(module: str, definition: ast.ClassDef) -> Signature:
