@@ -14,7 +14,7 @@ ROWS = (
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training evaluation records results checkpoints tracking progress status reporting"
-    " trust kinds probes masking answers tolerance",
+    " trust kinds digests probes masking answers tolerance",
     "__init__ __main__ main runs config signatures complaints grid adopt job program"
     " run_training run_evaluation run_certification",
 )

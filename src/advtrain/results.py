@@ -1,17 +1,15 @@
 """results.json: the numbers of an evaluation, derived from verdicts alone."""
 
-import hashlib
 import inspect
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import nn
 
+from advtrain.digests import digest, fingerprint
 from advtrain.evaluation import Outcome
 from advtrain.records import Verdicts, interval
 
@@ -24,12 +22,6 @@ SETTINGS = (
 """Of an attack's configuration, what a row of results.json repeats."""
 STRENGTH = ("threat", "steps", "step_size", "restarts", "queries")
 """What may differ between two attacks of one method."""
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short name for a piece of configuration: equal for equal content, whatever its order."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def attack_name(attack: Any) -> str | None:
@@ -66,7 +58,7 @@ def spelled(value: Any, without: Sequence[str] = ()) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__}({_weights(value)})"
+        return f"{type(value).__name__}({digest(value)})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{k}: {spelled(v, without)}' for k, v in value.items())}}}"
     if isinstance(value, Sequence):
@@ -84,15 +76,6 @@ def _place(value: Any) -> str:
     module = str(getattr(value, "__module__", ""))
     ours = not module or module.partition(".")[0] == "advtrain"
     return f"{'' if ours else f'{module}.'}{attack_name(value)}"
-
-
-def _weights(network: nn.Module) -> str:
-    """A name for the weights of `network`: equal weights and buffers, equal name."""
-    total = hashlib.blake2b(digest_size=8)
-    for name, tensor in network.state_dict().items():
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 def row_record(outcome: Outcome) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from torch import nn
 from advtrain.certification.log import Certificate, Writer, read, repair
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.summary import summarise
+from advtrain.digests import fingerprint
 from advtrain.files import write_json
 from advtrain.precision import full_precision
 from advtrain.progress import Progress
-from advtrain.results import fingerprint
 from advtrain.runs import Certification, Setting
 from advtrain.seeding import derive
 

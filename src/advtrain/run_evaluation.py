@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from advtrain import status
 from advtrain.config import ConfigError
 from advtrain.data.split import Split
+from advtrain.digests import as_bytes, digest, fingerprint
 from advtrain.evaluation import (
     EvaluationFailed,
     Outcome,
@@ -33,7 +34,7 @@ from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
-from advtrain.results import document, fingerprint, printable, row_record, worst_case
+from advtrain.results import document, printable, row_record, worst_case
 from advtrain.run_certification import certify
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
@@ -209,26 +210,12 @@ def _sources(attack: Attack | Combination) -> list[str]:
     return [digest(value) for value in settings if isinstance(value, nn.Module)]
 
 
-def digest(model: nn.Module) -> str:
-    """A name for the weights of `model`: equal weights and buffers, equal name."""
-    total = hashlib.blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        total.update(name.encode())
-        total.update(_bytes(tensor))
-    return total.hexdigest()
-
-
 def digest_of(examples: Split, size: int) -> str:
     """A name for the first `size` examples: their labels, and pixels of up to DIGESTED of them."""
     total = hashlib.blake2b(digest_size=16)
-    total.update(_bytes(examples.labels[:size]))
-    total.update(_bytes(examples.batch(slice(0, min(size, DIGESTED)))[0]))
+    total.update(as_bytes(examples.labels[:size]))
+    total.update(as_bytes(examples.batch(slice(0, min(size, DIGESTED)))[0]))
     return total.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def _describe(
