@@ -367,6 +367,47 @@ def test_steps_cost_the_fewest_passes(name, plain, awp):
         assert measured == pytest.approx(expected, abs=0.15)
 
 
+@pytest.mark.parametrize("name", methods())
+def test_label_smoothing_reaches_the_loss_and_no_attack(name):
+    """With logits of 0 the smoothed and the plain cross-entropy agree; elsewhere they do not."""
+    plain, smooth = methods()[name], methods()[name]
+    smooth.label_smoothing = 0.3
+    model, (x, y) = network(), batch()
+    torch.manual_seed(0)
+    first = craft(plain, model, x, y)
+    torch.manual_seed(0)
+    second = craft(smooth, model, x, y)
+    assert all(map(torch.equal, first, second))
+    assert plain.loss(model, first)[0] != smooth.loss(model, first)[0]
+    nn.init.zeros_(model[-1].weight), nn.init.zeros_(model[-1].bias)
+    torch.testing.assert_close(plain.loss(model, first)[0], smooth.loss(model, first)[0])
+
+
+class Turns:
+    """Two attacks in turns."""
+
+    def __init__(self, *attacks):
+        self.attacks = attacks
+
+    def at(self, now):
+        return self.attacks[now.batch % len(self.attacks)]
+
+    def members(self):
+        return self.attacks
+
+
+def test_a_rotation_of_attacks_is_asked_for_the_one_of_the_moment():
+    turns = Turns(ATTACK, partial(ATTACK, steps=1))
+    assert warmed(turns, 0.0, Moment(5, 1.0, 0.5, batch=2)) is ATTACK
+    half = warmed(turns, 0.5, Moment(5, 1.0, 0.25, batch=1))
+    assert half.keywords["steps"] == 1 and half.keywords["threat"].eps == pytest.approx(0.05)
+
+
+def test_a_rotation_with_one_attack_that_cannot_be_guided_is_refused():
+    with pytest.raises(ValueError, match=r"Trades chooses .* takes no start\. Use attack=pgd"):
+        Trades(Turns(ATTACK, partial(fgsm, threat=Linf(0.1))), starts.clean, 6.0)
+
+
 def test_the_radius_grows_in_a_line_along_the_warm_up_and_then_stays():
     attack = partial(pgd, threat=Linf(0.2), steps=3, step_size=0.1)
     seen = []

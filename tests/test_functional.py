@@ -39,3 +39,9 @@ def test_kl_is_the_sum_of_p_log_p_over_q() -> None:
 def test_half_precision_logits_are_judged_in_float32(loss) -> None:
     assert loss(Z.bfloat16(), Y).dtype == torch.float32
     assert loss(Z.double(), Y).dtype == torch.float64
+
+
+def test_smoothed_labels_share_their_part_over_all_classes() -> None:
+    log_p = torch.log_softmax(Z, 1)
+    target = torch.full_like(Z, 0.1 / 4) + 0.9 * torch.nn.functional.one_hot(Y, 4)
+    torch.testing.assert_close(cross_entropy(Z, Y, 0.1), -(target * log_p).sum(1))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from advtrain import optimizers
-from advtrain.schedules import Constant, Cosine, Piecewise, Staircase, cyclic
+from advtrain.schedules import Constant, Cosine, Epochwise, Piecewise, Staircase, cyclic
 from advtrain.types import Moment
 
 EPOCHS = 100
@@ -145,3 +145,22 @@ def test_a_schedule_of_something_that_the_optimizer_lacks_is_refused():
     optimizers.require_rates(adam, {"lr": Constant(0.1)})
     with pytest.raises(ValueError, match=r"schedule\.momentum drives nothing: Adam"):
         optimizers.require_rates(adam, {"lr": Constant(0.1), "momentum": Constant(0.9)})
+
+
+def test_epochwise_holds_what_the_epoch_began_with():
+    ramp = Epochwise(Piecewise((0.0, 0.9, 1.0), (0.0, 4.5, 4.5), "progress"))
+    steps, total = 7, 100
+    for epoch in (0, 1, 39, 90, 99):
+        seen = set()
+        for batch in range(steps):
+            step = epoch * steps + batch
+            now = Moment(step, step / steps, step / (steps * total), batch=batch)
+            seen.add(round(ramp(now), 12))
+        assert seen == {round(0.05 * min(epoch, 90), 12)}
+
+
+def test_epochwise_gives_the_inner_schedule_one_consistent_moment():
+    seen = []
+    Epochwise(lambda now: seen.append(now) or 0.0)(Moment(23, 2.3, 0.23, batch=3))
+    (start,) = seen
+    assert (start.step, start.epoch) == (20, 2) and start.progress == pytest.approx(0.2)

@@ -9,9 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y, at least 0. Its gradient is 0 in float32 once the margin exceeds 17 nats or so."""
-    return F.cross_entropy(_wide(logits), y, reduction="none")
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-log p_y, at least 0. Its gradient is 0 in float32 once the margin exceeds 17 nats or so.
+
+    `label_smoothing`: the probability that the target spreads over all K classes alike (Szegedy et
+    al. 2016, https://arxiv.org/abs/1512.00567, sec. 7).
+    """
+    return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=label_smoothing)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ already has the lower rate; PyTorch's CyclicLR reads it as here.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import cos, pi
 from typing import Literal
@@ -93,6 +93,20 @@ class Cosine:
             return self.base * now.progress / self.warmup
         share = (now.progress - self.warmup) / (1 - self.warmup)
         return self.end + (self.base - self.end) * (1 + cos(pi * share)) / 2
+
+
+@dataclass(frozen=True)
+class Epochwise:
+    """`schedule` as it is at the beginning of the epoch, through all of that epoch."""
+
+    schedule: Schedule
+
+    def __call__(self, now: Moment) -> float:
+        share = int(now.epoch) / now.epoch if now.epoch else 0.0
+        start = replace(
+            now, step=now.step - now.batch, epoch=int(now.epoch), progress=now.progress * share
+        )
+        return self.schedule(start)
 
 
 def cyclic(*, base: float, peak: Probability, start: float, end: float) -> Schedule:

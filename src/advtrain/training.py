@@ -150,7 +150,11 @@ def epochs(
         for x, y in batches.epoch(index, skip=done):
             stop()
             now = Moment(
-                state.step, state.step / steps, state.step / (total * steps), dict(state.last)
+                step=state.step,
+                epoch=state.step / steps,
+                progress=state.step / (total * steps),
+                last=dict(state.last),
+                batch=state.step - index * steps,
             )
             torch.manual_seed(derive(method.seed, "step", state.step))
             state.last = train_step(state, x, y, now, method)

@@ -85,6 +85,21 @@ class Attack(Protocol):
 
 
 @runtime_checkable
+class Rotation(Protocol):
+    """Several attacks, of which training uses one at a time."""
+
+    def at(self, now: "Moment") -> Attack:
+        """The attack of this moment."""
+
+    def members(self) -> tuple[Attack, ...]:
+        """All of them."""
+
+
+TrainingAttack = Attack | Rotation
+"""What a defense crafts with."""
+
+
+@runtime_checkable
 class Combination(Protocol):
     """An attack that is several: each runs on the examples that those before it left standing."""
 
@@ -101,13 +116,15 @@ class Moment:
     """All that a method may know about time: the same for every run of the same length.
 
     step: weight updates so far. epoch: fractional, from 0. progress: in [0, 1), share of the run.
-    last: the logs of the step before, tensors on the device; empty at the first step.
+    last: the logs of the step before, tensors on the device; empty at the first step. batch: the
+    index of this batch in its epoch, from 0.
     """
 
     step: int
     epoch: float
     progress: float
     last: Mapping[str, Tensor] = field(default_factory=dict)
+    batch: int = 0
 
 
 Schedule = Callable[[Moment], float]

@@ -1,15 +1,18 @@
-"""What defenses share: an empty state, parcels, the warm-up of the radius, small questions."""
+"""What defenses share: an empty state, cross-entropy, parcels, the attack of a moment."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from advtrain.types import Attack, Moment
+from advtrain.functional import cross_entropy
+from advtrain.ranges import Decay
+from advtrain.types import Attack, Moment, Rotation, TrainingAttack
 
 
+@dataclass(kw_only=True)
 class Defense:
     """The base of every method: crafts in evaluation mode, and keeps nothing between batches.
 
@@ -17,10 +20,17 @@ class Defense:
     field `craft_mode`, last. One that does not aim at robust accuracy is judged by `val_acc`.
     Every loss reports `acc`, the share of its inputs classified correctly: clean ones where it
     sees any (then `acc_adv` beside it), else those it trains on.
+    `label_smoothing` is that of the cross-entropy in the loss, never of an attack.
     """
+
+    label_smoothing: Decay = 0.0
 
     craft_mode = "eval"
     judged_by = "val_adv_acc"
+
+    def ce(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy, with smoothed labels where the method was told so."""
+        return cross_entropy(logits, y, self.label_smoothing).mean()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -49,12 +59,14 @@ def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.detach().argmax(1) == y).float().mean()
 
 
-def warmed(attack: Attack, warmup: float, now: Moment) -> Attack:
-    """`attack` at the radius of this moment: from 0 to its own along the share `warmup` of a run.
+def warmed(attack: TrainingAttack, warmup: float, now: Moment) -> Attack:
+    """The attack of this moment, at its radius: from 0 along the share `warmup` of a run.
 
     Radius and step size grow together, in a line. Short runs need it where the full radius keeps
     a network at chance from the start, as 0.3 on MNIST does. An attack without a set stays.
     """
+    if isinstance(attack, Rotation):
+        attack = attack.at(now)
     share = 1.0 if warmup == 0 else min(1.0, now.progress / warmup)
     if share == 1 or not isinstance(attack, partial) or "threat" not in attack.keywords:
         return attack
@@ -66,12 +78,19 @@ def warmed(attack: Attack, warmup: float, now: Moment) -> Attack:
     return partial(attack, **changed)
 
 
-def require_guided(attack: Attack, defense: str) -> None:
+def require_guided(attack: TrainingAttack, defense: str) -> None:
     """Raise ValueError unless `attack` takes `objective=` and `start=` at the call."""
-    takes = signature(attack).parameters
-    missing = [name for name in ("objective", "start") if name not in takes]
-    if missing and all(p.kind is not Parameter.VAR_KEYWORD for p in takes.values()):
-        raise ValueError(
-            f"{defense} chooses what its attack ascends and where it starts, and this attack takes "
-            f"no {' and no '.join(missing)}. Use attack=pgd or attack=mim."
-        )
+    for each in attack.members() if isinstance(attack, Rotation) else (attack,):
+        missing = [name for name in ("objective", "start") if not _takes(each, name)]
+        if missing:
+            raise ValueError(
+                f"{defense} chooses what its attack ascends and where it starts, and this attack "
+                f"takes no {' and no '.join(missing)}. Use attack=pgd or attack=mim."
+            )
+
+
+def _takes(attack: Attack, name: str) -> bool:
+    parameters = signature(attack).parameters
+    return name in parameters or any(
+        each.kind is Parameter.VAR_KEYWORD for each in parameters.values()
+    )

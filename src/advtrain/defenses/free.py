@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.defenses.base import Defense, accuracy
-from advtrain.functional import cross_entropy
 from advtrain.ranges import Positive
 from advtrain.threat import Ball
 from advtrain.types import Logs, Moment, Threat
@@ -53,7 +52,7 @@ class Free(Defense):
 
     def loss(self, model: nn.Module, parcel: Warm) -> tuple[Tensor, Logs]:
         logits = model((parcel.x + parcel.delta).clamp(0, 1))
-        loss = cross_entropy(logits, parcel.y).mean()
+        loss = self.ce(logits, parcel.y)
         return loss, {"acc": accuracy(logits, parcel.y)}
 
     def ascend(self) -> None:

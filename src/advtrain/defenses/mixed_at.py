@@ -14,16 +14,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from advtrain.defenses.base import Defense, Pair, accuracy, warmed
-from advtrain.functional import cross_entropy
 from advtrain.ranges import Unit
-from advtrain.types import Attack, Logs, Moment
+from advtrain.types import Logs, Moment, TrainingAttack
 
 
 @dataclass
 class MixedAt(Defense):
     """`share` is the weight of the adversarial term."""
 
-    attack: Attack
+    attack: TrainingAttack
     share: Unit
     craft_mode: Literal["eval", "train"]
     warmup: Unit = 0.0
@@ -33,8 +32,8 @@ class MixedAt(Defense):
 
     def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
         clean, adv = model(parcel.x), model(parcel.x_adv)
-        ce = cross_entropy(clean, parcel.y).mean()
-        ce_adv = cross_entropy(adv, parcel.y).mean()
+        ce = self.ce(clean, parcel.y)
+        ce_adv = self.ce(adv, parcel.y)
         loss = (1 - self.share) * ce + self.share * ce_adv
         return loss, {
             "ce": ce.detach(),

@@ -14,16 +14,15 @@ from typing import Literal
 from torch import Tensor, nn
 
 from advtrain.defenses.base import Defense, Pair, accuracy, warmed
-from advtrain.functional import cross_entropy
 from advtrain.ranges import Unit
-from advtrain.types import Attack, Logs, Moment
+from advtrain.types import Logs, Moment, TrainingAttack
 
 
 @dataclass
 class PgdAt(Defense):
     """Cross-entropy on adversarial examples alone."""
 
-    attack: Attack
+    attack: TrainingAttack
     craft_mode: Literal["eval", "train"]
     warmup: Unit = 0.0
 
@@ -32,5 +31,5 @@ class PgdAt(Defense):
 
     def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
         logits = model(parcel.x_adv)
-        loss = cross_entropy(logits, parcel.y).mean()
+        loss = self.ce(logits, parcel.y)
         return loss, {"acc": accuracy(logits, parcel.y)}

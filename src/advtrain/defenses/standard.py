@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from advtrain.defenses.base import Clean, Defense, accuracy
-from advtrain.functional import cross_entropy
 from advtrain.types import Logs, Moment
 
 
@@ -20,5 +19,5 @@ class Standard(Defense):
 
     def loss(self, model: nn.Module, parcel: Clean) -> tuple[Tensor, Logs]:
         logits = model(parcel.x)
-        loss = cross_entropy(logits, parcel.y).mean()
+        loss = self.ce(logits, parcel.y)
         return loss, {"acc": accuracy(logits, parcel.y)}

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from advtrain.attacks.objectives import kl_to_clean
 from advtrain.defenses.base import Defense, Pair, accuracy, require_guided, warmed
-from advtrain.functional import cross_entropy, kl
+from advtrain.functional import kl
 from advtrain.ranges import NonNegative, Unit
-from advtrain.types import Attack, Logs, Moment, Start
+from advtrain.types import Logs, Moment, Start, TrainingAttack
 
 
 @dataclass
 class Trades(Defense):
     """ValueError: the attack takes no objective, as FGSM."""
 
-    attack: Attack
+    attack: TrainingAttack
     start: Start
     beta: NonNegative
     warmup: Unit = 0.0
@@ -42,7 +42,7 @@ class Trades(Defense):
 
     def loss(self, model: nn.Module, parcel: Pair) -> tuple[Tensor, Logs]:
         clean, adv = model(parcel.x), model(parcel.x_adv)
-        ce = cross_entropy(clean, parcel.y).mean()
+        ce = self.ce(clean, parcel.y)
         divergence = kl(clean, adv).mean()
         return ce + self.beta * divergence, {
             "ce": ce.detach(),
