@@ -13,7 +13,7 @@ ROWS = (
     " norms rows inference strided",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
-    "training evaluation records results checkpoints tracking progress status reporting"
+    "training history watchdog rescue evaluation records results checkpoints tracking progress status reporting"
     " trust kinds digests probes masking answers tolerance",
     "__init__ __main__ main runs config signatures complaints grid adopt job program"
     " run_training run_evaluation run_certification",

@@ -44,7 +44,8 @@ def execute(
     code = 1
     try:
         if config["job"] != "eval":
-            train(here, facts, tracker, stop)
+            alarms = train(here, facts, tracker, stop).alarms
+            facts = {**facts, "alarms": alarms}
         if config["job"] != "train" and config["eval"]:
             results = _evaluate(here, facts, stop)
             tracker.table(results)

@@ -81,6 +81,10 @@ def evaluate_model(
     with told():
         planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
     subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
+    alarms = [
+        {"check": "training", "row": "model", "message": message}
+        for message in facts.get("alarms", ())
+    ]
     found: list[Outcome] = []
     certified: dict[str, Any] | None = None
 
@@ -92,7 +96,7 @@ def evaluate_model(
             records,
             worst_case=worst_case(found),
             certified=certified,
-            warnings=[*shown, *contradictions(records, len(setting.data.classes))],
+            warnings=[*alarms, *shown, *contradictions(records, len(setting.data.classes))],
             environment=environment(setting),
             seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
         )

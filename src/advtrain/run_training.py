@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,23 @@ from advtrain.data.loader import Batches
 from advtrain.data.split import Data
 from advtrain.evaluation import Row, Subject, judge
 from advtrain.files import write_text
+from advtrain.history import History
 from advtrain.optimizers import require_rates
 from advtrain.progress import Progress
+from advtrain.rescue import Rescue
 from advtrain.runs import Setting, Validation, make_model, start_weights
 from advtrain.seeding import stream
 from advtrain.stopping import Stopped
 from advtrain.tracking import Tracker
-from advtrain.training import Method, TrainState, epochs, require_finite_weights
+from advtrain.training import (
+    Method,
+    TrainingFailed,
+    TrainState,
+    epochs,
+    require_finite_weights,
+)
 from advtrain.types import Logs
+from advtrain.watchdog import Watchdog
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 VALIDATION_BATCH = 500
@@ -36,30 +45,9 @@ stand in other nodes too (attack). Of `dataset`, those of PLACES."""
 PLACES = {"root", "download", "cache", "device_limit", "workers", "eps", "epochs", "batch_size"}
 
 
-@dataclass
-class History:
-    """What has been measured: a report per epoch, and the scores of the best one so far."""
-
-    reports: list[dict[str, float]] = field(default_factory=list)
-    best: tuple[float, ...] = ()
-
-    def improves(self, report: Mapping[str, float], metric: str) -> bool:
-        """Whether these weights become the best: by `metric`, then clean accuracy, then first.
-
-        Without a validation split the newest weights are the best.
-        """
-        if metric not in report:
-            return not self.best
-        scores = (report[metric], report["val_acc"])
-        if self.best and scores <= self.best:
-            return False
-        self.best = scores
-        return True
-
-
 def train(
     setting: Setting, facts: Mapping[str, Any], tracker: Tracker, stop: Callable[[], None]
-) -> None:
+) -> History:
     """Train, or go on training; at the end both checkpoints are complete."""
     config = setting.config
     batches = Batches(
@@ -87,9 +75,16 @@ def train(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     validation: Validation = setting.build("validate")
-    history = History()
+    watchdog: Watchdog = setting.build("watchdog")
+    if watchdog.needs_validation and not len(setting.data.validation):
+        raise ConfigError(
+            f"watchdog.action={watchdog.action}, watchdog.patience={watchdog.patience}: there are "
+            "no validation images to watch; set dataset.validation, or action=warn patience=null."
+        )
+    rescue = Rescue(watchdog, state, History())
+    history = rescue.history
     if going_on:
-        _resume(last, state, history, setting)
+        _resume(last, rescue, setting)
         _write_metrics(setting.directory, history.reports)  # a kill may have come before that
 
     def save(path: Path, **more: Any) -> None:
@@ -104,31 +99,48 @@ def train(
             epoch = f"{1 + (state.step - 1) // len(batches)}/{total}"
             bar.advance(examples, epoch=epoch, step=state.step, loss=logs["loss"])
 
-        reports = epochs(
-            state,
-            batches,
-            method,
-            total=total,
-            stop=stop,
-            watch=watch,
-            check_every=CHECK_EVERY[setting.device.type],
-        )
-        try:
-            for report in reports:
-                epoch = int(report["epoch"])
-                state.average.prepare(once.epoch(epoch))
-                if epoch % validation.every == 0 or epoch == total:
-                    report |= validate(state.average.model, setting, validation)
-                history.reports.append(report)
-                if history.improves(report, state.defense.judged_by):
-                    save(last.with_name("best.pt"), scores=report)
-                save(last, training=_training(state, history))
-                _write_metrics(setting.directory, history.reports)
-                tracker.log(report, epoch)
-                bar.say(_line(report, total))
-        except Stopped:
-            save(last, training=_training(state, history))
-            raise
+        def say(warning: str) -> None:
+            if warning:
+                bar.say(f"warning: {warning}")
+
+        def take(report: dict[str, float]) -> None:
+            """What follows an epoch: the verdict on it, the checkpoints, the numbers."""
+            epoch = int(report["epoch"])
+            require_finite_weights(state)
+            state.average.prepare(once.epoch(epoch))
+            if epoch % validation.every == 0 or epoch == total:
+                report |= validate(state.average.model, setting, validation)
+            history.reports.append(report)
+            if history.improves(report, state.defense.judged_by):
+                save(last.with_name("best.pt"), scores=report)
+            bar.say(_line(report, total))
+            say(rescue.look(min(len(setting.data.validation), validation.size)))
+            save(last, training=rescue.state_dict())
+            _write_metrics(setting.directory, history.reports)
+            tracker.log(report, epoch)
+
+        while state.step < total * len(batches) and not history.ended:
+            reports = epochs(
+                state,
+                batches,
+                method,
+                total=total,
+                stop=stop,
+                watch=watch,
+                check_every=CHECK_EVERY[setting.device.type],
+            )
+            try:
+                for report in reports:
+                    take(report)
+                    if history.ended:
+                        break
+            except TrainingFailed as error:
+                say(rescue.from_failure(error))
+                save(last, training=rescue.state_dict())
+            except Stopped:
+                save(last, training=rescue.state_dict())
+                raise
+    return history
 
 
 def _state(setting: Setting, steps: int, start: str | None) -> TrainState:
@@ -192,11 +204,7 @@ def described(data: Data) -> dict[str, Any]:
     return {"shape": list(data.shape), "classes": len(names), "names": names, "summary": summary}
 
 
-def _training(state: TrainState, history: History) -> dict[str, Any]:
-    return {"state": state.state_dict(), "reports": history.reports, "best": list(history.best)}
-
-
-def _resume(path: Path, state: TrainState, history: History, setting: Setting) -> None:
+def _resume(path: Path, rescue: Rescue, setting: Setting) -> None:
     content = checkpoints.load(path)
     if "training" not in content:
         raise checkpoints.CheckpointError(
@@ -210,9 +218,7 @@ def _resume(path: Path, state: TrainState, history: History, setting: Setting) -
             f"{key}={now}, but {path.parents[1]} holds a run with {key}={then}. Continue it with "
             "the same configuration, choose another hydra.run.dir, or start anew by resume=false."
         )
-    state.load_state_dict(content["training"]["state"])
-    history.reports = content["training"]["reports"]
-    history.best = tuple(content["training"]["best"])
+    rescue.load_state_dict(content["training"])
 
 
 def differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -25,7 +25,9 @@ from advtrain.types import (
     Penalty,
     Schedule,
     Threat,
+    TrainingAttack,
 )
+from advtrain.watchdog import Watchdog
 
 Allowed = Iterable[str]
 Network = Callable[[tuple[int, int, int], int], nn.Module]
@@ -88,7 +90,7 @@ class Program:
     model: Mapping
     threat: Threat
     threats: Mapping[str, Threat]
-    attack: Attack
+    attack: TrainingAttack
     optimizer: Mapping
     schedule: Mapping[str, Schedule]
     defense: Defense
@@ -96,6 +98,7 @@ class Program:
     average: Average
     penalty: Mapping[str, Penalty]
     validate: Validation
+    watchdog: Watchdog
     eval: Mapping
     logger: Mapping
     scale: Mapping

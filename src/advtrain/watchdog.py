@@ -1,0 +1,73 @@
+"""Training that goes wrong, seen after each epoch: catastrophic overfitting, divergence, no gain.
+
+Single-step training may lose its robustness within an epoch and for good, while it goes on rising
+against its own attack (Wong et al. 2020, https://arxiv.org/abs/2001.03994, sec. 5.4). Seen by
+attacks of several steps on images held out: Andriushchenko and Flammarion 2020,
+https://arxiv.org/abs/2007.02617.
+
+Differs: Wong et al. attack the first training batch of each epoch, and compare with the epoch
+before; here the validation images (`validate`), and the best epoch so far, so that a slow fall is
+seen, too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Literal
+
+from advtrain.ranges import Count, Probability
+
+CERTAIN = 3.0  # standard errors of the difference of two accuracies
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """What to do when training goes wrong.
+
+    A fall of adversarial accuracy by more than `drop` (and by more than `CERTAIN` standard errors)
+    below the best epoch is collapse; where clean accuracy falls as far, too, divergence.
+    `action`: `warn` says so and trains on; `stop` ends training, the checkpoint of the best epoch
+    being kept; `back` returns to the state of the last good epoch and trains on from there, at
+    most `attempts` times, then stops. Losses that are not finite end training with an error where
+    the action is `warn`. `patience`: training also ends after so many epochs without a better one
+    (null: never), which is the early stopping of Rice et al. 2020.
+    """
+
+    action: Literal["warn", "stop", "back"]
+    drop: Probability
+    attempts: Count
+    patience: Count | None
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether training without validation images could not do as it was told."""
+        return self.action != "warn" or self.patience is not None
+
+    def alarm(self, reports: Sequence[Mapping[str, float]], images: int) -> str | None:
+        """What the newest of `reports` says against the best before it; None if nothing.
+
+        `images`: how many each accuracy is of.
+        """
+        judged = [report for report in reports if ACCURACY in report]
+        if len(judged) < 2 or not images or judged[-1] is not reports[-1]:
+            return None
+        now = judged[-1]
+        best = max(judged[:-1], key=lambda report: report[ACCURACY])
+        least = max(self.drop, CERTAIN * _error(best[ACCURACY], now[ACCURACY], images))
+        if best[ACCURACY] - now[ACCURACY] <= least:
+            return None
+        diverged = best[CLEAN] - now[CLEAN] > least
+        return (
+            f"{'training diverged' if diverged else 'robustness collapsed'} in epoch "
+            f"{now['epoch']:.0f}: adversarial accuracy {100 * best[ACCURACY]:.1f} % in epoch "
+            f"{best['epoch']:.0f} and {100 * now[ACCURACY]:.1f} % now, clean accuracy "
+            f"{100 * best[CLEAN]:.1f} % and {100 * now[CLEAN]:.1f} %."
+        )
+
+
+ACCURACY, CLEAN = "val_adv_acc", "val_acc"
+
+
+def _error(before: float, after: float, images: int) -> float:
+    """The standard error of the difference of two accuracies, of `images` each."""
+    return sqrt((before * (1 - before) + after * (1 - after)) / images)
