@@ -1,0 +1,233 @@
+"""What a training step costs beside a bare loop that makes the same passes.
+
+    python scripts/bench_training.py --model mnist_cnn --defenses pgd_at,trades,free --markdown
+
+The passes of a step are written down as the method makes them: forward alone, forward and back to
+the images with frozen weights, or forward and back to the weights. The bare loop makes them again,
+in that order and at those batch sizes, then takes the same optimizer's step; it crafts nothing,
+logs nothing and averages nothing. Both take turns. Units: forward 1, back to the images 1, to the
+weights 2. Every method is the one of its YAML, on random images.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import date
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from bench_subject import KINDS
+from benchmark import interleaved, machine, ratio
+from torch import Tensor, nn
+
+from advtrain.averages import Last
+from advtrain.config import build, conf_dir, make, plain
+from advtrain.grid import composed, ours
+from advtrain.precision import low_precision
+from advtrain.training import Method, TrainState, train_step
+from advtrain.types import Moment
+
+COLUMNS = ("method", "passes", "units", "ms", "of the bare loop")
+NOW = Moment(step=1, epoch=1.01, progress=0.5, batch=1)  # GAT and NuAT guide their attack here
+
+
+class Pass(NamedTuple):
+    """One call of the network in a step.
+
+    `back`: how far the gradient goes: `nowhere`, to the `images`, to the `weights`, to `both`, or
+    to the weights through the gradient of the images (`twice`).
+    """
+
+    images: int
+    training: bool
+    back: str
+
+    @property
+    def units(self) -> int:
+        return 1 + {"nowhere": 0, "images": 1, "weights": 2, "both": 2, "twice": 5}[self.back]
+
+
+class Step(NamedTuple):
+    """A network with a method and its state, and a batch."""
+
+    state: TrainState
+    method: Method
+    x: Tensor
+    y: Tensor
+
+    def __call__(self) -> None:
+        train_step(self.state, self.x, self.y, NOW, self.method)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    print(
+        f"{date.today()}, {machine(torch.device(options.device))}, torch {torch.__version__}",
+        f"{options.model}, batch {options.batch}, {options.precision}, attacks of "
+        f"{options.steps} steps; {options.rounds} rounds, medians (and extremes), wall time",
+        "python " + " ".join(sys.argv),
+        sep="\n",
+        end="\n\n",
+    )
+    show(COLUMNS, options.markdown)
+    if options.markdown:
+        show(["---"] * len(COLUMNS), True)
+    for name in options.defenses:
+        show(measure(name, options), options.markdown)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    known = sorted(path.stem for path in (conf_dir() / "defense").glob("*.yaml"))
+    form = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    form.add_argument("--model", choices=KINDS, default="mnist_cnn")
+    form.add_argument("--defenses", default=",".join(known), help="default: all there are")
+    form.add_argument("--batch", type=int, default=128)
+    form.add_argument("--steps", type=int, default=10, help="of attacks that have a choice")
+    form.add_argument("--rounds", type=int, default=9)
+    form.add_argument("--threads", type=int, default=1)
+    form.add_argument("--device", default="cpu")
+    form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    form.add_argument("--markdown", action="store_true")
+    options = form.parse_args(arguments)
+    options.defenses = [name for name in options.defenses.split(",") if name]
+    for name in options.defenses:
+        if name not in known:
+            form.error(f"--defenses: there is no {name}; allowed are {', '.join(known)}")
+    return options
+
+
+def measure(name: str, options: argparse.Namespace) -> list[str]:
+    """The row of one method; of one that refuses this network, why."""
+    step = prepared(name, options)
+    try:
+        with recorded(step.state.model) as passes:
+            step()
+    except ValueError as error:
+        return [name, str(error).split(". ")[0], "", "", ""]
+    runs = {name: step, "bare": bare(step, passes)}
+    seconds = interleaved(
+        runs, rounds=options.rounds, clock="wall", device=torch.device(options.device)
+    )
+    return [
+        name,
+        words(passes),
+        str(sum(each.units for each in passes)),
+        f"{1000 * median(seconds[name]):.1f}",
+        str(ratio(seconds[name], seconds["bare"])),
+    ]
+
+
+def prepared(name: str, options: argparse.Namespace) -> Step:
+    """A step of `defense=name` on this network, with the optimizer that it comes with."""
+    kind, data = KINDS[options.model], {"mnist_cnn": "mnist", "resnet18": "cifar10"}
+    overrides = [f"defense={name}", f"dataset={data[options.model]}", f"model={options.model}"]
+    with composed([*overrides, f"attack.steps={options.steps}"]) as composition:
+        config = plain(ours(composition))
+    torch.manual_seed(0)
+    model = make(config["model"], kind.shape, 10, path="model").to(options.device)
+    if options.precision == "bf16":
+        low_precision(model)
+    optimizer = make(config["optimizer"], model.parameters(), path="optimizer")
+    defense = build(config["defense"], path="defense")
+    state = TrainState(model.train(), optimizer, Last(model, 1), defense)
+    method = Method(build(config["descent"], path="descent"), {}, {}, seed=0)
+    x = torch.rand((options.batch, *kind.shape), device=options.device)
+    y = torch.randint(10, (options.batch,), device=options.device)
+    return Step(state, method, x, y)
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[Pass]]:
+    """Inside, each call of `model` is written down, with how far its gradient went."""
+    calls: list[tuple[int, bool, bool, bool]] = []
+    twice: set[int] = set()
+    gradient = torch.autograd.grad
+
+    def called(_: nn.Module, given: Any, logits: Tensor) -> None:
+        weights = logits.requires_grad and any(p.requires_grad for p in model.parameters())
+        calls.append((len(logits), model.training, weights, given[0].requires_grad))
+
+    def watched(*args: Any, **more: Any) -> Any:
+        if more.get("create_graph"):
+            twice.add(len(calls) - 1)
+        return gradient(*args, **more)
+
+    passes: list[Pass] = []
+    handle = model.register_forward_hook(called)
+    torch.autograd.grad = watched
+    try:
+        yield passes
+    finally:
+        handle.remove()
+        torch.autograd.grad = gradient
+        for number, (images, training, weights, leaf) in enumerate(calls):
+            back = "both" if weights and leaf else "weights" if weights else "images"
+            if number in twice:
+                back = "twice"
+            elif not weights and not leaf:
+                back = "nowhere"
+            passes.append(Pass(images, training, back))
+
+
+def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
+    """The same passes and the optimizer's step on a network of its own, and nothing else."""
+    (model, optimizer) = deepcopy((step.state.model, step.state.optimizer))
+    frozen = deepcopy(model).requires_grad_(False)
+    for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
+        mine.data = theirs.data  # one set of weights, seen with and without a wish for gradients
+    x, y = step.x, step.y
+
+    def run() -> None:
+        losses = []
+        for images, training, back in passes:
+            net, given, labels = frozen, x[:images], y[:images]
+            if back in ("weights", "both", "twice"):
+                net = model
+            if back in ("images", "both", "twice"):
+                given = given.detach().requires_grad_()
+            if net.training != training:
+                net.train(training)
+            if back == "nowhere":
+                with torch.no_grad():
+                    net(given)
+                continue
+            loss = F.cross_entropy(net(given), labels)
+            if back == "images":
+                torch.autograd.grad(loss, given)
+                continue
+            losses.append(loss)
+            if back == "twice":
+                (gradient,) = torch.autograd.grad(loss, given, create_graph=True)
+                losses.append(gradient.square().sum())
+        optimizer.zero_grad()
+        torch.stack(losses).sum().backward()
+        optimizer.step()
+
+    return run
+
+
+def words(passes: Sequence[Pass]) -> str:
+    """As `1 F, 10 F+images, 2 F+weights`."""
+    names = {"nowhere": "F", **{each: f"F+{each}" for each in ("images", "weights", "both")}}
+    counts = {
+        back: sum(each.back == back for each in passes)
+        for back in ("nowhere", "images", "weights", "both", "twice")
+    }
+    return ", ".join(f"{n} {names.get(back, 'F+' + back)}" for back, n in counts.items() if n)
+
+
+def show(cells: Sequence[str], markdown: bool) -> None:
+    widths = (14, 34, 6, 9, 19)
+    padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
+    print(f"| {' | '.join(cells)} |" if markdown else "  ".join(padded).rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
