@@ -141,6 +141,9 @@ class Defense(Protocol):
     craft_mode: Literal["eval", "train"]  # the mode of the model while crafting
     judged_by: str  # the validation metric that chooses the best checkpoint
 
+    def requires(self, model: nn.Module) -> None:
+        """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
+
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Any:
         """Build from the batch what is then held fixed: the parcel. Weights are frozen here."""
 

@@ -5,7 +5,7 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from advtrain.functional import cross_entropy
 from advtrain.ranges import Decay
@@ -31,6 +31,9 @@ class Defense:
     def ce(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy, with smoothed labels where the method was told so."""
         return cross_entropy(logits, y, self.label_smoothing).mean()
+
+    def requires(self, model: nn.Module) -> None:
+        """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -84,9 +87,15 @@ def require_guided(attack: TrainingAttack, defense: str) -> None:
         missing = [name for name in ("objective", "start") if not _takes(each, name)]
         if missing:
             raise ValueError(
-                f"{defense} chooses what its attack ascends and where it starts, and this attack "
+                f"{defense} chooses what its attack ascends and where it starts, and {_name(each)} "
                 f"takes no {' and no '.join(missing)}. Use attack=pgd or attack=mim."
             )
+
+
+def _name(attack: Attack) -> str:
+    while isinstance(attack, partial):
+        attack = attack.func
+    return getattr(attack, "__name__", type(attack).__name__)
 
 
 def _takes(attack: Attack, name: str) -> bool:
