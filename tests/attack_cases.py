@@ -11,6 +11,7 @@ from advtrain.attacks import starts
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.clean import clean
 from advtrain.attacks.fab import fab
+from advtrain.attacks.fast import fast
 from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import cross_entropy, dlr, expected, kl_to_clean, margin
@@ -23,6 +24,7 @@ ATTACKS: dict[str, Callable[..., Tensor]] = {
     "clean": lambda model, x, y, threat, generator: clean(model, x, y, generator=generator),
     "fgsm": fgsm,
     "rfgsm": partial(rfgsm, noise_share=0.5),
+    "fast": partial(fast, step_size=0.12),
     "pgd": partial(pgd, steps=3, step_size=0.05),
     "pgd_any": partial(pgd, steps=3, step_size=0.05, restarts=2, keep="any"),
     "pgd_margin": partial(pgd, steps=3, step_size=0.05, objective=margin),

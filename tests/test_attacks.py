@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from advtrain.attacks import objectives, starts
 from advtrain.attacks.best import Best
+from advtrain.attacks.fast import fast
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import (
     cross_entropy,
@@ -69,6 +70,27 @@ def test_pgd_finds_the_optimum_of_a_linear_model_from_a_random_start(threat: Bal
     found = pgd(model, x, y, threat=threat, steps=60, step_size=threat.eps / 4)
     rise = ((found - x) * away).sum(1)
     assert torch.allclose(rise, threat.support(away), rtol=1e-3)
+
+
+@pytest.mark.parametrize("clip_start", [False, True])
+def test_fast_takes_its_gradient_at_the_start_and_clips_when_told(clip_start: bool) -> None:
+    """Against the authors' step written out, with and without their clipping of the start."""
+    model, (x, y), eps, size = network().eval(), batch(), 0.3, 0.375
+    ours = fast(
+        model,
+        x,
+        y,
+        threat=Linf(eps),
+        step_size=size,
+        clip_start=clip_start,
+        generator=generator(3),
+    )
+    ball = Linf(eps) if clip_start else Linf(eps, -inf, inf)
+    point = ball.sample(x, generator(3)).requires_grad_()
+    assert clip_start or (point < 0).any()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(point), y), point)
+    delta = (point.detach() - x + size * gradient.sign()).clamp(-eps, eps)
+    torch.testing.assert_close(ours, (x + delta).clamp(0, 1), atol=1e-6, rtol=0)
 
 
 def test_rfgsm_is_the_random_step_and_then_the_gradient_step() -> None:
