@@ -10,11 +10,11 @@ import advtrain
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
-    " norms rows inference strided",
+    " norms rows inference strided parts freezing operators affine",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
-    "training history watchdog rescue evaluation records results checkpoints tracking progress status reporting"
-    " trust kinds digests probes masking answers tolerance",
+    "training history watchdog rescue evaluation records results checkpoints tracking progress"
+    " status reporting trust kinds digests probes masking answers tolerance",
     "__init__ __main__ main runs config signatures complaints grid adopt job program"
     " run_training run_evaluation run_certification",
 )

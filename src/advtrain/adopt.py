@@ -105,6 +105,8 @@ def adopt(
                 _take(new, group, stored[group], given)
         if "seed" not in given and isinstance(stored.get("seed"), int):
             new.seed = stored["seed"]
+        if "spectral_norm" not in given:
+            new.spectral_norm = str(stored.get("spectral_norm", "none"))
         if "name" not in given and NAME.fullmatch(str(stored.get("name", ""))):
             new.name = str(stored["name"])
     try:

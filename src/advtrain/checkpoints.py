@@ -7,7 +7,7 @@ Files of other people may be a plain state dict, or hold one under an entry of W
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.files import write_atomic
+from advtrain.parts import within
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -30,14 +31,15 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     write_atomic(path, lambda stream: torch.save(dict(content), stream))
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU; nothing in the file is executed.
 
-    CheckpointError: no such file, a damaged one, or one with more in it than weights.
+    CheckpointError: no such file, a damaged one, or one with more in it than weights; the message
+    begins with `key`.
     """
     if not path.is_file():
         raise CheckpointError(
-            f"checkpoint={path}: there is no such file. Give a run directory, a checkpoint file of "
+            f"{key}={path}: there is no such file. Give a run directory, a checkpoint file of "
             "advtrain, or a state dict saved by torch.save."
         )
     try:
@@ -45,15 +47,13 @@ def load(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint={path} is damaged, or holds objects beside weights and plain values, and "
+            f"{key}={path} is damaged, or holds objects beside weights and plain values, and "
             "is not opened: they could run code. Save model.state_dict() alone and give that file."
         ) from error
     except Exception as error:  # a damaged file fails in any way, deep inside the reader
-        raise CheckpointError(f"checkpoint={path} is damaged or no checkpoint at all.") from error
+        raise CheckpointError(f"{key}={path} is damaged or no checkpoint at all.") from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"checkpoint={path} holds a {type(content).__name__}, not a state dict."
-        )
+        raise CheckpointError(f"{key}={path} holds a {type(content).__name__}, not a state dict.")
     return dict(content)
 
 
@@ -73,41 +73,50 @@ def locate(given: str) -> Path:
     raise CheckpointError(f"checkpoint={given}: no best.pt or last.pt in that directory.")
 
 
-def weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def weights(content: Mapping[str, Any], path: Path, key: str = "checkpoint") -> dict[str, Tensor]:
     """The state dict inside a checkpoint, of ours or of others; known prefixes are taken off."""
     inner: Any = next(
         (content[key] for key in WEIGHTS if isinstance(content.get(key), Mapping)), content
     )
     tensors = {
-        key: value
-        for key, value in inner.items()
-        if isinstance(value, Tensor) and isinstance(key, str)
+        name: value
+        for name, value in inner.items()
+        if isinstance(value, Tensor) and isinstance(name, str)
     }
     if not tensors or len(tensors) < len(inner):
-        entries = _few([ascii(key)[:60] for key in content])
-        raise CheckpointError(f"checkpoint={path} holds no state dict: its entries are {entries}.")
+        entries = _few([ascii(name)[:60] for name in content])
+        raise CheckpointError(f"{key}={path} holds no state dict: its entries are {entries}.")
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, fresh: Collection[str] = ()) -> None:
     """Put the weights of a checkpoint into `model`; CheckpointError tells what does not fit."""
-    restore(model, weights(load(path), path), path)
+    restore(model, weights(load(path), path), path, fresh)
 
 
-def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put `tensors` into `model`, which must have the same; counters of batches may be missing."""
-    own = model.state_dict()
-    counters = {key: own[key] for key in own if key.endswith(COUNTER)}
-    tensors = counters | dict(tensors)
-    missing = [key for key in own if key not in tensors]
-    foreign = [key for key in tensors if key not in own]
+def restore(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    fresh: Collection[str] = (),
+    key: str = "checkpoint",
+) -> None:
+    """Put `tensors` into `model`, which must have the same; counters of batches may be missing.
+
+    The parts `fresh` stay as they are, and may be of any size.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not within(name, fresh)}
+    counters = {name: own[name] for name in own if name.endswith(COUNTER)}
+    tensors = counters | {name: v for name, v in tensors.items() if not within(name, fresh)}
+    missing = [name for name in own if name not in tensors]
+    foreign = [name for name in tensors if name not in own]
     shapes = [
-        f"{key} is {tuple(tensors[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
+        f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
     ]
     if missing or foreign or shapes:
         told = [
@@ -115,12 +124,14 @@ def restore(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None
             *(["it has in addition " + _few(foreign)] if foreign else []),
             *([_few(shapes)] if shapes else []),
         ]
+        part = shapes[0].partition(" ")[0].rpartition(".")[0] if len(told) == 1 and shapes else ""
+        rest = f" Training may start from the rest of it: fresh=[{part}]." if part else ""
         raise CheckpointError(
-            f"checkpoint={path} is of another model than this {type(model).__name__}: "
+            f"{key}={path} is of another model than this {type(model).__name__}: "
             f"{'; '.join(told)}. Choose the model= that was saved, or model=custom with "
-            "model.factory=pkg.module.fn."
+            f"model.factory=pkg.module.fn.{rest}"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=not fresh)
 
 
 def _few(names: list[str]) -> str:

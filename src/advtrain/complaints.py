@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from advtrain.config import FACTS, conf_dir, key_of
 from advtrain.signatures import nearest
 
-TRAINED_BY = ("epochs", "batch_size")
+TRAINED_BY = ("epochs", "batch_size", "fresh", "freeze", "freeze_epochs", "watchdog")
 TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty", "validate")
 
 

@@ -1,54 +1,65 @@
 """Optimizers: PyTorch's, fused where the device has that, with weight decay where it is wanted.
 
 `parameters` comes from the program. With `no_decay_on_norm`, tensors of one dimension (scales and
-shifts of norms, biases) form a second group without weight decay.
+shifts of norms, biases) have no weight decay. `rates` multiplies `lr`, and whatever a schedule sets
+in its place, for parts of the network: {head: 10}; the longest name that fits counts. Parameters
+that are treated alike form a group; those that want no gradient yet form groups of their own, so
+that a group takes its first step as a whole.
 """
 
 from collections.abc import Iterable, Mapping
 
 from torch import nn, optim
 
+from advtrain.parts import require_parts, within
 from advtrain.ranges import Decay, NonNegative, Positive
 from advtrain.types import Schedule
 
+Parameters = Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
+"""Of a network, in its order, with their names; `rates` cannot do without names."""
+Groups = list[dict[str, object]]
+
 
 def sgd(
-    parameters: Iterable[nn.Parameter],
+    parameters: Parameters,
     *,
     lr: Positive,
     momentum: Decay,
     weight_decay: NonNegative,
     nesterov: bool,
     no_decay_on_norm: bool,
+    rates: Mapping[str, Positive] | None = None,
 ) -> optim.Optimizer:
     """Stochastic gradient descent; weight decay is added to the gradient, before momentum."""
-    groups = _groups(parameters, weight_decay, no_decay_on_norm)
+    groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
     return optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=_fused(groups))
 
 
 def adam(
-    parameters: Iterable[nn.Parameter],
+    parameters: Parameters,
     *,
     lr: Positive,
     betas: tuple[Decay, Decay],
     weight_decay: NonNegative,
     no_decay_on_norm: bool,
+    rates: Mapping[str, Positive] | None = None,
 ) -> optim.Optimizer:
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980); decay enters the gradient."""
-    groups = _groups(parameters, weight_decay, no_decay_on_norm)
+    groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
     return optim.Adam(groups, lr, _pair(betas), fused=_fused(groups))
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter],
+    parameters: Parameters,
     *,
     lr: Positive,
     betas: tuple[Decay, Decay],
     weight_decay: NonNegative,
     no_decay_on_norm: bool,
+    rates: Mapping[str, Positive] | None = None,
 ) -> optim.Optimizer:
     """Adam with decoupled decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
-    groups = _groups(parameters, weight_decay, no_decay_on_norm)
+    groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
     return optim.AdamW(groups, lr, _pair(betas), fused=_fused(groups))
 
 
@@ -64,16 +75,30 @@ def require_rates(optimizer: optim.Optimizer, rates: Mapping[str, Schedule]) -> 
 
 
 def _groups(
-    parameters: Iterable[nn.Parameter], weight_decay: float, no_decay_on_norm: bool
-) -> list[dict[str, object]]:
-    every = list(parameters)
-    spared = [p for p in every if no_decay_on_norm and p.ndim <= 1]
-    decayed = [p for p in every if not (no_decay_on_norm and p.ndim <= 1)]
-    groups = ((decayed, weight_decay), (spared, 0.0))
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+    parameters: Parameters,
+    lr: float,
+    weight_decay: float,
+    no_decay_on_norm: bool,
+    rates: Mapping[str, float],
+) -> Groups:
+    """Groups of PyTorch's, in the order of the network; `factor` is that of the rate."""
+    named = [each if isinstance(each, tuple) else ("", each) for each in parameters]
+    if rates and not all(name for name, _ in named):
+        raise ValueError("rates goes by names: give the optimizer model.named_parameters().")
+    require_parts("rates", rates, [name for name, _ in named])
+    found: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, each in named:
+        decay = 0.0 if no_decay_on_norm and each.ndim <= 1 else weight_decay
+        part = max((part for part in rates if within(name, [part])), key=len, default=None)
+        factor = 1.0 if part is None else rates[part]
+        found.setdefault((decay, factor, each.requires_grad), []).append(each)
+    return [
+        {"params": members, "lr": factor * lr, "factor": factor, "weight_decay": decay}
+        for (decay, factor, _), members in found.items()
+    ]
 
 
-def _fused(groups: list[dict[str, object]]) -> bool:
+def _fused(groups: Groups) -> bool:
     """One kernel for all tensors: a third of the time of a loop, on these devices."""
     members = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
     return all(p.device.type in ("cpu", "cuda") for p in members)

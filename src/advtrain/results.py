@@ -12,6 +12,7 @@ from torch import nn
 from advtrain.digests import digest, fingerprint
 from advtrain.evaluation import Outcome
 from advtrain.records import Verdicts, interval
+from advtrain.types import Threat
 
 SCHEMA = 1
 NORMS = ("linf", "l2")
@@ -98,7 +99,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
     return {
         "name": row.name,
         "view": "identity",
-        "norm": threat.norm if threat else None,
+        "norm": norm_of(threat) if threat else None,
         "eps": threat.eps if threat else None,
         **_configuration(row.attack, row.settings),
         "accuracy": hits / n,
@@ -110,6 +111,13 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
         "key": row.key,
         "robust": "".join("1" if stands else "0" for stands in outcome.standing),
     }
+
+
+def norm_of(threat: Threat) -> str:
+    """`linf`, or `linf unclipped` where pixels may leave the box: such a row is compared with none
+    that clips.
+    """
+    return threat.norm if isfinite(threat.low) else f"{threat.norm} unclipped"
 
 
 def _configuration(attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,11 +167,14 @@ def _totals(found: Sequence[Verdicts]) -> dict[str, Any]:
 
 
 def worst_case(outcomes: Iterable[Outcome]) -> dict[str, float | None]:
-    """Per norm, the share of examples that stand against every row of that norm together."""
+    """Per norm, the share of examples that stand against every row of that norm together.
+
+    Rows that do not clip images to the box stay out of it.
+    """
     standing: dict[str, list[bool]] = {}
     for outcome in outcomes:
         threat = outcome.row.threat
-        if threat is not None:
+        if threat is not None and isfinite(threat.low):
             before = standing.get(threat.norm, [True] * len(outcome.standing))
             both = zip(before, outcome.standing, strict=True)
             standing[threat.norm] = [a and b for a, b in both]

@@ -34,7 +34,7 @@ from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
-from advtrain.results import document, printable, row_record, worst_case
+from advtrain.results import attack_name, document, printable, row_record, worst_case
 from advtrain.run_certification import certify
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
@@ -269,10 +269,13 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 
 def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
-    """Saves the first images of the row that attacks with the training norm in several steps."""
+    """Saves the first images of the last row that attacks with the training norm, and not in one
+    step: in several, or exactly.
+    """
     path = setting.directory / "examples.npz"
     norm = setting.build("threat").norm
-    if row.threat is None or row.threat.norm != norm or row.settings.get("steps") is None:
+    fit = row.settings.get("steps") is not None or attack_name(row.attack) == "exact"
+    if row.threat is None or row.threat.norm != norm or not fit:
         return None
 
     def show(x: Tensor, x_adv: Tensor, y: Tensor, adversarial: Tensor) -> None:

@@ -16,6 +16,7 @@ from advtrain.data.loader import Batches
 from advtrain.data.split import Data
 from advtrain.evaluation import Row, Subject, judge
 from advtrain.files import write_text
+from advtrain.freezing import Freezing
 from advtrain.history import History
 from advtrain.optimizers import require_rates
 from advtrain.progress import Progress
@@ -38,7 +39,7 @@ CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which
 VALIDATION_BATCH = 500
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile"),
+    *("scale", "compile", "published"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""
@@ -63,12 +64,13 @@ def train(
     if not going_on:  # never the weights of an older run beside the numbers of this one
         last.unlink(missing_ok=True)
         last.with_name("best.pt").unlink(missing_ok=True)
-    state = _state(setting, total * len(batches), start=None if going_on else config["checkpoint"])
+    state, freezing, beginning = _state(setting, total * len(batches), anew=not going_on)
     method = Method(
         descent=setting.build("descent"),
         penalties=setting.build("penalty"),
         rates=setting.build("schedule"),
         seed=config["seed"],
+        freezing=freezing,
     )
     try:
         require_rates(state.optimizer, method.rates)
@@ -119,6 +121,8 @@ def train(
             _write_metrics(setting.directory, history.reports)
             tracker.log(report, epoch)
 
+        if beginning:
+            bar.say(beginning)
         while state.step < total * len(batches) and not history.ended:
             reports = epochs(
                 state,
@@ -143,16 +147,28 @@ def train(
     return history
 
 
-def _state(setting: Setting, steps: int, start: str | None) -> TrainState:
+def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Freezing, str]:
+    """What training changes, what it holds still, and where the weights are from, in a line."""
     config, data = setting.config, setting.data
     model = make_model(config, data.shape, len(data.classes), setting.device, setting.allowed)
-    start_weights(model, start)
-    return TrainState(
+    beginning = start_weights(model, config["checkpoint"], config["fresh"]) if anew else ""
+    try:
+        freezing = Freezing(model, config["freeze"], config["freeze_epochs"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    freezing.at(0)  # the optimizer groups what trains from the start
+    defense = setting.build("defense")
+    try:
+        defense.requires(model)
+    except ValueError as error:
+        raise ConfigError(f"defense: {error}") from error
+    state = TrainState(
         model=model,
-        optimizer=setting.build("optimizer", model.parameters()),
+        optimizer=setting.build("optimizer", model.named_parameters()),
         average=setting.build("average", model, steps),
-        defense=setting.build("defense"),
+        defense=defense,
     )
+    return state, freezing, beginning
 
 
 def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +13,11 @@ from advtrain.certification.bounds import draws_needed
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
+from advtrain.models.pretrained import Pretrained, left_out, remark, translated
+from advtrain.models.spectral_norm import normalise
+from advtrain.parts import require_parts
 from advtrain.precision import low_precision
-from advtrain.ranges import Count, Natural, Positive, Probability
+from advtrain.ranges import Count, Natural, Positive, Probability, Unit
 from advtrain.seeding import derive
 from advtrain.types import (
     Attack,
@@ -105,12 +108,17 @@ class Program:
     epochs: Count
     batch_size: Count
     checkpoint: str | None
+    fresh: list[str]
+    freeze: list[str]
+    freeze_epochs: Count | None
     resume: bool
     seed: Natural
     device: str
     precision: Literal["fp32", "bf16"]
+    spectral_norm: Literal["none", "matrix", "convolution"]
     compile: bool
     packages: list[str]
+    published: Mapping[str, Unit]
 
 
 @dataclass(frozen=True)
@@ -167,21 +175,50 @@ def make_model(
     """The network of `config` on `device`; its initial weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config["seed"], "model"))
-        model = make(config["model"], shape, classes, path="model", allowed=allowed).to(device)
-    if config["precision"] == "bf16":
+        model = make(config["model"], shape, classes, path="model", allowed=allowed)
         try:
-            low_precision(model, torch.bfloat16)
+            normalise(model, shape, config.get("spectral_norm", "none"))
+            if config["precision"] == "bf16":
+                low_precision(model, torch.bfloat16)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+    model = model.to(device)
     if config["compile"]:
         model.compile()
     return model
 
 
-def start_weights(model: nn.Module, given: str | None) -> None:
-    """Put the weights of `checkpoint=` into the network, if there is one."""
-    if given is not None:
-        checkpoints.load_weights(model, checkpoints.locate(given))
+def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = ()) -> str:
+    """Put the weights of `checkpoint=` into the network, else those of `model.pretrained=`.
+
+    The parts `fresh` of the network keep the values of its initialisation, and so does what cannot
+    take pretrained weights. Returns a line about what came from where; empty if nothing did.
+    ConfigError, CheckpointError: a file or a part that is not there, or does not fit.
+    """
+    start, advice = getattr(model, "pretrained", None), ""
+    if given is None and not isinstance(start, Pretrained):
+        if fresh:
+            raise ConfigError(f"fresh={list(fresh)}: give checkpoint= or model.pretrained=, too.")
+        return ""
+    try:
+        require_parts("fresh", fresh, [name for name, _ in model.named_parameters()])
+        if given is not None:
+            file, left = checkpoints.locate(given), tuple(fresh)
+            checkpoints.load_weights(model, file, left)
+        else:
+            assert isinstance(start, Pretrained)
+            file, key = start.file(), "model.pretrained"
+            tensors = checkpoints.weights(checkpoints.load(file, key), file, key)
+            tensors = translated(model, tensors)
+            left = (*fresh, *left_out(model, tensors))
+            checkpoints.restore(model, tensors, file, left, key)
+            advice = remark(model)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    rest = f"; {', '.join(dict.fromkeys(left))} as initialised" if left else ""
+    return f"begins with the weights of {file}{rest}{advice}"
 
 
 def load_run(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from advtrain.freezing import Freezing
 from advtrain.modes import crafting
 from advtrain.seeding import derive
 from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule
@@ -95,6 +96,7 @@ class Method:
     penalties: Mapping[str, Penalty]
     rates: Mapping[str, Schedule]
     seed: int
+    freezing: Freezing | None = None
 
 
 def total_loss(
@@ -113,6 +115,8 @@ def train_step(state: TrainState, x: Tensor, y: Tensor, now: Moment, method: Met
     rates = {name: schedule(now) for name, schedule in method.rates.items()}
     for group in state.optimizer.param_groups:  # every group: a drop must reach norms and biases
         group.update(rates)
+        if "lr" in rates:
+            group["lr"] *= group.get("factor", 1.0)  # of `optimizer.rates`
     with crafting(state.model, state.defense.craft_mode):
         parcel = state.defense.craft(state.model, x, y, now)
     evaluate = partial(total_loss, state.model, state.defense, method.penalties, parcel)
@@ -145,6 +149,8 @@ def epochs(
         index, done = divmod(state.step, steps)
         if done == 0:
             state.meter = Meter()
+        if method.freezing is not None:
+            method.freezing.at(index)
         state.model.train()
         started = time.perf_counter()
         for x, y in batches.epoch(index, skip=done):
@@ -190,7 +196,8 @@ def require_finite_weights(state: TrainState) -> None:
 def _report(state: TrainState, epoch: int) -> dict[str, float]:
     means = {f"train_{name}": value for name, value in state.meter.means().items()}
     seconds = state.meter.seconds
-    rate = state.optimizer.param_groups[0]["lr"]
+    group = state.optimizer.param_groups[0]
+    rate = group["lr"] / group.get("factor", 1.0)
     return {
         "epoch": epoch,
         **means,

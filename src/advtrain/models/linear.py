@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor, nn
 
 from advtrain.models.network import Network, normalisation
+from advtrain.ranges import NonNegative
 
 
 class Affine(Network):
@@ -25,12 +27,21 @@ def linear(
     *,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    spread: NonNegative = 1.0,
 ) -> Network:
-    """One fully connected layer on the flattened image, PyTorch's default initialisation."""
+    """One fully connected layer on the flattened image.
+
+    Initialised as PyTorch does, `spread` times as wide; 0 begins at logits of 0. Weights of pixels
+    that are 0 in all training images keep that, and an adversary may use them.
+    """
     channels, height, width = shape
+    head = nn.Linear(prod(shape), classes)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.mul_(spread)
     return Affine(
         normalisation(channels, mean, std),
         nn.Flatten(),
-        nn.Linear(prod(shape), classes),
+        head,
         accepts=(channels, height, width),
     )

@@ -7,7 +7,10 @@ and a checkpoint carries its own constants.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from advtrain.models.pretrained import Pretrained
 
 
 class Normalise(nn.Module):
@@ -50,11 +53,28 @@ def normalisation(
     return Normalise(mean, std)
 
 
+class Resize(nn.Module):
+    """Images to `side` by `side` pixels, bilinear and differentiable; no aliasing where smaller.
+
+    Inside the network, so that radii are those of the images as they come.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        smaller = self.side < max(x.shape[2:])
+        return F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=smaller)
+
+
 class Network(nn.Module):
-    """Images in [0, 1] to logits: head(body(normalise(x))).
+    """Images in [0, 1] to logits: head(body(normalise(resize(x)))).
 
     `accepts` is the shape (C, H, W) that the network takes, with None where any size will do.
-    Wrong images raise ValueError; the check reads shape and dtype alone, never the values.
+    `resize` is the side in pixels that the body sees, None the images' own; `pretrained`, what to
+    begin training from. Wrong images raise ValueError; the check reads shape and dtype alone,
+    never the values.
     """
 
     def __init__(
@@ -64,17 +84,21 @@ class Network(nn.Module):
         head: nn.Module,
         *,
         accepts: tuple[int, int | None, int | None],
+        resize: int | None = None,
+        pretrained: Pretrained | None = None,
     ) -> None:
         super().__init__()
+        self.resize = nn.Identity() if resize is None else Resize(resize)
         self.normalise = normalise
         self.body = body
         self.head = head
         self.accepts = accepts
+        self.pretrained = pretrained
 
     def features(self, x: Tensor) -> Tensor:
         """What the head sees, shape (B, F)."""
         self.check(x)
-        return self.body(self.normalise(x))
+        return self.body(self.normalise(self.resize(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, K)."""

@@ -149,7 +149,7 @@ def example_grid(examples: Examples, path: Path) -> Path:
     clean, adversarial = examples.clean[:number], examples.adversarial[:number]
     largest = float(np.abs(adversarial - clean).max())
     scale = max(1, int(0.5 / largest)) if largest > 0 else 1
-    rows = [clean, adversarial, np.clip(0.5 + scale * (adversarial - clean), 0, 1)]
+    rows = [clean, np.clip(adversarial, 0, 1), np.clip(0.5 + scale * (adversarial - clean), 0, 1)]
     names = ["clean", "adversarial", f"difference\n{scale} times"]
     right = 0.14 + number
     with figure(1.05 * right + 0.9, 4.3) as (drawing, grid):

@@ -93,7 +93,7 @@ def read_run(directory: Path) -> Run:
         notes=tuple(notes),
         published={
             k: float(v)
-            for k, v in values.mapping(results.get("published")).items()
+            for k, v in values.mapping(results.get("published", config.get("published"))).items()
             if values.is_real(v)
         },
         choices=choices,

@@ -13,7 +13,10 @@ MAX_IMAGES = 256 << 20
 
 @dataclass(frozen=True)
 class Examples:
-    """`clean`, `adversarial`: numpy, float in [0, 1], (N, H, W, C); the rest one text each."""
+    """`clean`, `adversarial`: numpy, float, (N, H, W, C); the rest one text each.
+
+    Pixels lie in [0, 1], those of attacks that do not clip in [-1, 2].
+    """
 
     clean: Any
     adversarial: Any
@@ -77,10 +80,10 @@ def read_examples(directory: Path) -> Examples | None:
 
 
 def _images(array: Any) -> Any:
-    """(N, C, H, W), bytes or floats, to (N, H, W, C) floats in [0, 1]."""
+    """(N, C, H, W), bytes or floats, to (N, H, W, C) floats in [-1, 2]."""
     import numpy as np
 
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(f"examples.npz: images have shape {array.shape}, not (N, 1 or 3, H, W)")
     scaled = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-    return np.clip(scaled, 0, 1).transpose(0, 2, 3, 1)
+    return np.clip(scaled, -1, 2).transpose(0, 2, 3, 1)
