@@ -1,0 +1,86 @@
+"""Every method of conf/defense costs the passes that the documentation says."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from passes import deep_network, units
+from running import configuration
+from torch import Tensor, nn
+
+from advtrain.averages import Last
+from advtrain.config import build, conf_dir
+from advtrain.descents.plain import Plain
+from advtrain.models.network import Network
+from advtrain.training import Method, TrainState, train_step
+from advtrain.types import Moment
+
+PAGE = Path(__file__).parents[1] / "docs" / "defenses.md"
+K = 4
+GUIDED = Moment(step=1, epoch=1.5, progress=0.5, batch=1)  # the second batch of an epoch
+PLAIN = Moment(step=2, epoch=1.5, progress=0.5, batch=2)
+UNITS: dict[str, list[tuple[Moment, float]]] = {
+    "standard": [(PLAIN, 3)],
+    "fgsm_at": [(PLAIN, 5)],
+    "rfgsm_at": [(PLAIN, 5)],
+    "fast": [(PLAIN, 5)],
+    "free": [(PLAIN, 3)],
+    "r_mgm": [(PLAIN, 10)],
+    "pgd_at": [(PLAIN, 2 * K + 3)],
+    "mixed_at": [(PLAIN, 2 * K + 6)],
+    "trades": [(PLAIN, 2 * K + 7)],
+    "mart": [(PLAIN, 2 * K + 6)],
+    "alp": [(PLAIN, 2 * K + 6)],
+    "tla": [(PLAIN, 2 * K + 8)],
+    "gat": [(PLAIN, 8), (GUIDED, 9)],
+    "nuat": [(PLAIN, 8), (GUIDED, 9)],
+    "nuat2": [(PLAIN, 11), (GUIDED, 11)],
+    "nuat_h": [(PLAIN, 8), (GUIDED, 9)],
+    "llr": [(PLAIN, 2 * 10 + 11)],
+    "grad_reg": [(PLAIN, 6)],
+    "multi_attack": [(Moment(3, 1.5, 0.5, batch=0), 5), (PLAIN, 2 * 10 + 3)],
+    "linear_exact": [(PLAIN, 2)],  # of one layer: no gradient to the images, nor through a layer
+}
+NAMES = sorted(path.stem for path in (conf_dir() / "defense").glob("*.yaml"))
+
+
+def featured() -> Network:
+    """The deep network, with features."""
+    *body, head = deep_network()
+    return Network(nn.Identity(), nn.Sequential(*body), head, accepts=(1, None, None))
+
+
+MODELS = {
+    "tla": featured,
+    "linear_exact": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
+}
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    return torch.rand((12, 1, 2, 2), generator=draws), torch.arange(12) % 3
+
+
+def test_every_method_is_counted_and_on_the_page() -> None:
+    assert set(NAMES) == set(UNITS)
+    listed = {line.split("`")[1] for line in PAGE.read_text().splitlines() if line[:3] == "| `"}
+    assert set(NAMES) <= listed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_makes_no_more_passes_than_documented(name: str) -> None:
+    config = configuration(f"defense={name}", *_steps(name))
+    model, (x, y) = MODELS.get(name, deep_network)(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    state = TrainState(model, optimizer, Last(model, 1), build(config["defense"], path="defense"))
+    method = Method(Plain(None), {}, {}, seed=0)
+    for now, expected in [(PLAIN, None), *UNITS[name]]:  # what a run asks once comes first
+        work = partial(train_step, state, x, y, now, method)
+        counted = units(model, x, work)
+        assert expected is None or counted == pytest.approx(expected, abs=0.2)
+
+
+def _steps(name: str) -> list[str]:
+    text = (conf_dir() / "defense" / f"{name}.yaml").read_text()
+    return [f"attack.steps={K}"] if "attack: ${attack}" in text else []
