@@ -26,9 +26,10 @@ from benchmark import CLOCKS, Pass, Tape, Taped, interleaved, limit, machine, ra
 from torch import Tensor, nn
 
 from advtrain.attacks.apgd import apgd
-from advtrain.attacks.autoattack import autoattack
+from advtrain.attacks.autoattack import AutoAttack, autoattack
 from advtrain.attacks.mim import mim
 from advtrain.attacks.pgd import fgsm, pgd
+from advtrain.attacks.worst_of import worst_of
 from advtrain.inference import swift
 from advtrain.precision import full_precision, is_low, low_precision
 from advtrain.threat import L2, Linf
@@ -70,6 +71,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--peers", type=peers, default=",".join(PEERS), help="'' for none")
     form.add_argument("--batch", type=_count, default=128, help="images, attacked together")
     form.add_argument("--steps", type=_count, default=10, help="of all but fgsm and autoattack")
+    form.add_argument(
+        "--queries", type=_count, help="of autoattack, which then takes --steps and has no peers"
+    )
     form.add_argument("--rounds", type=_count, default=9, help="turns of each contestant")
     form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     form.add_argument(
@@ -83,6 +87,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = form.parse_args(arguments)
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
         form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+    if options.queries and options.peers:
+        form.error("--queries makes another autoattack than the peers'. Add --peers ''.")
     return options
 
 
@@ -129,7 +135,7 @@ def compare(
     """One row per contestant of `attack`."""
     model, x, y, *_ = target
     threat, settings = setting(attack, target, options)
-    run, fast = ours(attack, threat, settings), swift(model, x[:16])
+    run, fast = ours(attack, threat, settings, options.queries), swift(model, x[:16])
     makes: dict[str, Make] = {
         OURS: lambda net: partial(run, fast if net is model else net, x, y),
         AS_IS: lambda net: partial(run, net, x, y),
@@ -175,8 +181,11 @@ def setting(attack: str, target: Subject, options: argparse.Namespace) -> tuple[
     return threat, Settings(threat.eps, options.steps, step_size, options.batch)
 
 
-def ours(attack: str, threat: Threat, settings: Settings) -> Attack:
+def ours(attack: str, threat: Threat, settings: Settings, queries: int | None) -> Attack:
     steps = {"steps": settings.steps, "step_size": settings.step_size}
+    if attack == "autoattack" and queries:  # a quicker one of the same build
+        members = AutoAttack(threat, steps=settings.steps, queries=queries).members
+        return partial(worst_of, threat=threat, members=members, batch_size=settings.batch)
     known: dict[str, Attack] = {
         "fgsm": partial(fgsm, threat=threat),
         "pgd": partial(pgd, threat=threat, **steps),
