@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from method_cases import ADV_LOGITS, CLEAN_LOGITS, LABELS
 from passes import deep_network, units
 from running import TRAINING, configuration, run
 from torch import nn
@@ -24,9 +25,7 @@ from advtrain.types import Moment
 NOW = Moment(0, 0.0, 0.0)
 K = 3
 ATTACK = partial(pgd, threat=Linf(0.1), steps=K, step_size=0.04)
-CLEAN = torch.tensor([[2, -1, 0.5, 0], [0, 1, -2, 0.3]], dtype=torch.float64)
-ADV = torch.tensor([[0.5, 0.4, 1, -0.2], [0.2, -0.3, -1, 1.1]], dtype=torch.float64)
-Y = torch.tensor([0, 1])
+CLEAN, ADV, Y = CLEAN_LOGITS[:2], ADV_LOGITS[:2], LABELS[:2]
 
 
 def alp(share=0.5, weight=0.5, reduction="sum", **more):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from method_cases import ADV_LOGITS, CLEAN_LOGITS, LABELS, batch, network
 from passes import deep_network, units
 from torch import Tensor, nn
 
@@ -28,21 +29,6 @@ from advtrain.types import Moment
 NOW = Moment(0, 0.0, 0.0)
 K = 3
 ATTACK = partial(pgd, threat=Linf(0.1), steps=K, step_size=0.04)
-CLEAN_LOGITS = torch.tensor(
-    [[2, -1, 0.5, 0], [0, 1, -2, 0.3], [-0.5, 0.2, 1.5, -1], [3, 0, 0, -3], [0.1, 0.2, 0.3, 0.4]],
-    dtype=torch.float64,
-)
-ADV_LOGITS = torch.tensor(
-    [
-        [0.5, 0.4, 1, -0.2],
-        [0.2, -0.3, -1, 1.1],
-        [0.4, 0.1, 0.9, -0.6],
-        [2, 0.5, -0.1, -1],
-        [0.4, 0.3, 0.2, 0.1],
-    ],
-    dtype=torch.float64,
-)
-LABELS = torch.tensor([0, 1, 2, 0, 3])
 REPLAYS, SIZES = 3, (8, 8, 5, 8)  # twelve updates of Free, with a short batch in between
 
 
@@ -54,24 +40,6 @@ def methods() -> dict[str, object]:
         "trades": Trades(ATTACK, starts.normal(std=0.001), 6.0),
         "free": Free(Linf(0.1), 0.1),
     }
-
-
-def network(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64, 3),
-        )
-
-
-def batch(size: int = 8, side: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand((size, 1, side, side), generator=generator)
-    return x, torch.randint(3, (size,), generator=generator)
 
 
 def craft(method, model, x, y):

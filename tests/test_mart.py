@@ -5,6 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from method_cases import ADV_LOGITS as ADV
+from method_cases import CLEAN_LOGITS as CLEAN
+from method_cases import LABELS as Y
+from method_cases import batch, network
 from passes import deep_network, units
 from running import TRAINING, run
 from torch import nn
@@ -25,38 +29,10 @@ from advtrain.types import Moment
 NOW = Moment(0, 0.0, 0.0)
 K = 3
 ATTACK = partial(pgd, threat=Linf(0.1), steps=K, step_size=0.04)
-CLEAN = torch.tensor(
-    [[2, -1, 0.5, 0], [0, 1, -2, 0.3], [-0.5, 0.2, 1.5, -1], [3, 0, 0, -3], [0.1, 0.2, 0.3, 0.4]],
-    dtype=torch.float64,
-)
-ADV = torch.tensor(
-    [
-        [0.5, 0.4, 1, -0.2],
-        [0.2, -0.3, -1, 1.1],
-        [0.4, 0.1, 0.9, -0.6],
-        [2, 0.5, -0.1, -1],
-        [0.4, 0.3, 0.2, 0.1],
-    ],
-    dtype=torch.float64,
-)
-Y = torch.tensor([0, 1, 2, 0, 3])
 
 
 def mart(beta=5.0, **more):
     return Mart(ATTACK, starts.normal(std=0.001), beta, **more)
-
-
-def network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = (nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-        return nn.Sequential(*layers, nn.Linear(64, 3))
-
-
-def batch(size=8, side=4):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand((size, 1, side, side), generator=generator)
-    return x, torch.randint(3, (size,), generator=generator)
 
 
 @pytest.mark.parametrize(("beta", "value"), [(5.0, 2.0797806046333185), (6.0, 2.1658669572977605)])

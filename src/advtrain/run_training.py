@@ -90,7 +90,6 @@ def train(
         _write_metrics(setting.directory, history.reports)  # a kill may have come before that
 
     def save(path: Path, **more: Any) -> None:
-        require_finite_weights(state)
         checkpoints.save(path, _content(setting, facts, state, len(batches)) | more)
 
     images = len(batches.split) * batches.replays
@@ -108,8 +107,8 @@ def train(
         def take(report: dict[str, float]) -> None:
             """What follows an epoch: the verdict on it, the checkpoints, the numbers."""
             epoch = int(report["epoch"])
-            require_finite_weights(state)
             state.average.prepare(once.epoch(epoch))
+            require_finite_weights(state)
             if epoch % validation.every == 0 or epoch == total:
                 report |= validate(state.average.model, setting, validation)
             history.reports.append(report)
@@ -142,6 +141,7 @@ def train(
                 say(rescue.from_failure(error))
                 save(last, training=rescue.state_dict())
             except Stopped:
+                require_finite_weights(state)
                 save(last, training=rescue.state_dict())
                 raise
     return history
