@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from method_cases import network
 from passes import deep_network, units
 from running import DATA, configuration, run
 from test_attack_contract import HostReads
@@ -54,13 +55,6 @@ def craft(method, model, x, y, moment=None):
 def batch(size=8, side=4):
     generator = torch.Generator().manual_seed(1)
     return torch.rand((size, 1, side, side), generator=generator), torch.arange(size) % 3
-
-
-def network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = (nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
-        return nn.Sequential(*layers, nn.Linear(64, 3))
 
 
 def test_a_cycle_takes_its_attacks_in_order_and_begins_anew_at_each_epoch():
