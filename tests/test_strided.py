@@ -18,16 +18,20 @@ SHAPES = [
     (1, 40, 5, 3, (2, 1), (13, 14)),
     (3, 64, 3, 2, 1, (9, 12)),
     (2, 3, (3, 5), 2, (1, 2), (10, 11)),
+    (16, 32, 4, 2, 1, (14, 13)),
+    (8, 6, 3, 2, 1, (9, 9)),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
-def test_output_and_gradient_are_those_of_the_convolution(shape, bias):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_output_and_gradient_are_those_of_the_convolution(shape, bias, layout):
     inputs, outputs, kernel, stride, padding, size = shape
     torch.manual_seed(0)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=bias).double()
-    x = torch.rand(3, inputs, *size, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, inputs, *size, dtype=torch.float64).to(memory_format=layout)
+    x.requires_grad_()
     assert gains(conv)
     expected, found = conv(x), Strided(conv)(x)
     weight = torch.randn_like(expected)
@@ -41,7 +45,8 @@ def test_output_and_gradient_are_those_of_the_convolution(shape, bias):
     "conv",
     [
         nn.Conv2d(1, 2, 3),
-        nn.Conv2d(64, 2, 3, stride=2),
+        nn.Conv2d(16, 2, 3, stride=2),
+        nn.Conv2d(25, 2, 4, stride=2),
         nn.Conv2d(2, 2, 3, stride=2, groups=2),
         nn.Conv2d(1, 2, 3, stride=2, dilation=2),
         nn.Conv2d(1, 2, 3, stride=(2, 1)),

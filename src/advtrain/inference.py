@@ -2,8 +2,9 @@
 
 In evaluation mode batch norm is an affine map with constants, so it goes into the convolution or
 linear layer before it. A ReLU then overwrites what it reads, and kernels are stored channels last,
-which processors prefer; a GPU does in half precision only. On a processor strided first layers get
-a faster gradient, see `strided`.
+which processors prefer; a GPU does in half precision only. A linear layer that reads flattened maps
+takes them in that order, so that nothing is copied. On a processor strided layers of few channels
+get a faster gradient, see `strided`.
 
 Parts of a copy are exchanged, its code runs as it is: control flow, `features` and low precision
 stay. Which part follows which is read from the graph of one pass, and a network whose logits come
@@ -26,7 +27,7 @@ from advtrain.strided import Strided, gains
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-PARTS = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.ReLU)
+PARTS = (*CONVOLUTIONS, nn.Linear, *NORMS, nn.ReLU, nn.Flatten)
 TOLERANCE = 1e-4  # of logits, over how far they are from their mean; float32 leaves 1e-6 to 1e-5
 FLIPS = 0.1  # of gradients, over their length; a ReLU that rounding flips changes one by a little
 
@@ -46,7 +47,10 @@ def swift(model: nn.Module, x: Tensor) -> nn.Module:
         try:
             fast = deepcopy(model).requires_grad_(False)
             with full_precision(fast):
-                _join(fast, _joints(deepcopy(fast), x))
+                joints, maps = _joints(deepcopy(fast), x)
+            _join(fast, joints)
+            if layout == torch.channels_last:
+                _unroll(fast, joints, maps)
             fast.to(memory_format=layout)
             if x.device.type == "cpu" and not is_low(fast):
                 _exchange(fast)
@@ -67,8 +71,8 @@ def _layouts(model: nn.Module, x: Tensor) -> list[torch.memory_format]:
     return [*last, torch.preserve_format]
 
 
-def _joints(model: nn.Module, x: Tensor) -> dict[str, str]:
-    """By name, parts of `model` and the one part that reads what they return, in order.
+def _joints(model: nn.Module, x: Tensor) -> tuple[dict[str, str], dict[str, torch.Size]]:
+    """By name, parts of `model` and the one part that reads what they return; the shapes they read.
 
     Counted are `PARTS` without hooks that are called once in a pass on `x`.
     """
@@ -78,9 +82,11 @@ def _joints(model: nn.Module, x: Tensor) -> dict[str, str]:
         if type(module) in PARTS and not _hooked(module)
     }
     calls: list[tuple[str, Node | None]] = []
+    shapes: dict[str, torch.Size] = {}
 
     def note(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append((names[module], output.grad_fn))
+        shapes[names[module]] = given[0].shape
 
     for module in names:
         module.register_forward_hook(note)
@@ -90,8 +96,8 @@ def _joints(model: nn.Module, x: Tensor) -> dict[str, str]:
     times = Counter(name for name, _ in calls)
     once = [(node, name) for name, node in calls if node is not None and times[name] == 1]
     makers = {node: name for node, name in once if readers[node] == 1}
-    sources = [(node.next_functions[0][0], name) for node, name in once]
-    return {makers[source]: name for source, name in sources if source in makers}
+    read = [(source, name) for node, name in once for source, _ in node.next_functions]
+    return {makers[source]: name for source, name in read if source in makers}, shapes
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -127,8 +133,30 @@ def _join(model: nn.Module, joints: dict[str, str]) -> None:
                 model.set_submodule(follower, nn.Identity())
 
 
+def _unroll(model: nn.Module, joints: dict[str, str], shapes: dict[str, torch.Size]) -> None:
+    """Let linear layers read flattened maps channel by channel of a pixel, as they lie.
+
+    Not the last layer, for what it reads is what `features` returns.
+    """
+    linears = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    for name, follower in joints.items():
+        flat, linear = model.get_submodule(name), model.get_submodule(follower)
+        whole = isinstance(flat, nn.Flatten) and (flat.start_dim, flat.end_dim) == (1, -1)
+        if whole and linear in linears[:-1] and len(shapes[name]) == 4:
+            weight = linear.weight.unflatten(1, shapes[name][1:]).permute(0, 2, 3, 1).flatten(1)
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            model.set_submodule(name, Unrolled())
+
+
+class Unrolled(nn.Module):
+    """Maps (B, C, H, W) as rows (B, H W C)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 2, 3, 1).flatten(1)
+
+
 def _exchange(model: nn.Module) -> None:
-    """Put a faster gradient behind strided first layers."""
+    """Put a faster gradient behind strided layers of few channels."""
     for name, part in list(model.named_modules()):
         if name and gains(part) and not _hooked(part) and part.__dict__.get("forward") is None:
             model.set_submodule(name, Strided(part))

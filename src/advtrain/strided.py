@@ -3,8 +3,8 @@
 With stride s, pixels whose places leave the same remainder by s are reached by the same taps of the
 kernel, each s-th one. So their gradient is a plain convolution of the output's gradient with those
 taps, and interleaving the s^2 results is a pixel shuffle (Shi et al. 2016,
-https://arxiv.org/abs/1609.05158). A processor does this two to five times as fast as its own
-gradient for few channels, which first layers have; for many channels its own is faster.
+https://arxiv.org/abs/1609.05158). For few channels a processor does this up to five times as fast
+as its own gradient; for many its own is faster.
 
 Images of one channel leave that convolution a handful of outputs, too few to be fast. There one
 product of matrices gives what each tap adds to where, and shifted sums put it in place.
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEW = 4  # channels in
+FEW = 24  # channels in, counted with the zeros that fill up a kernel
 FITS = 1.25  # how much more room than the gradient itself the parts of a sum may take
 
 
@@ -39,8 +39,9 @@ def gains(part: nn.Module) -> bool:
     """Whether `Strided` would do the work of `part`, and sooner on a processor."""
     return (
         type(part) is nn.Conv2d
-        and part.in_channels <= FEW
         and part.stride[0] == part.stride[1] > 1
+        and part.in_channels * _side(part.weight, part.stride[0]) ** 2
+        <= FEW * part.weight[0, 0].numel()
         and part.groups == 1
         and part.dilation == (1, 1)
         and part.padding_mode == "zeros"
@@ -48,18 +49,23 @@ def gains(part: nn.Module) -> bool:
     )
 
 
+def _side(weight: Tensor, stride: int) -> int:
+    """Of the square kernel, filled up with zeros, that the stride divides."""
+    return -(-max(weight.shape[2:]) // stride) * stride
+
+
 def taps(weight: Tensor, stride: int) -> Tensor:
-    """Kernels (C s^2, O, m, m) of the gradient, for weights (O, C, k, k'): each s-th tap, turned.
+    """Kernels (s^2 C, O, m, m) of the gradient, for weights (O, C, k, k'): each s-th tap, turned.
 
     m = ceil(max(k, k') / s); shorter kernels are filled with zeros where nothing is reached.
     """
     outputs, inputs = weight.shape[:2]
-    size = -(-max(weight.shape[2:]) // stride)
-    kernels = weight.new_zeros(inputs, stride, stride, outputs, size, size)
+    size = _side(weight, stride) // stride
+    kernels = weight.new_zeros(stride, stride, inputs, outputs, size, size)
     for i in range(stride):
         for j in range(stride):
             turned = weight[:, :, i::stride, j::stride].flip(2, 3).transpose(0, 1)
-            kernels[:, i, j, :, size - turned.shape[2] :, size - turned.shape[3] :] = turned
+            kernels[i, j, :, :, size - turned.shape[2] :, size - turned.shape[3] :] = turned
     return kernels.reshape(-1, outputs, size, size)
 
 
@@ -76,17 +82,20 @@ class _Convolve(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(taps)
         ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape[2:]
+        ctx.last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
-        spread = _interleave(_spread(gradient, taps), ctx.stride)
+        spread = _interleave(_spread(gradient, taps), ctx.stride, last=ctx.last)
         (top, left), (height, width) = ctx.padding, ctx.size
         seen = spread[:, :, top : top + height, left : left + width]
-        rest = width - seen.shape[3], height - seen.shape[2]  # that no tap reaches
-        return F.pad(seen, (0, rest[0], 0, rest[1])), None, None, None, None, None
+        below, beside = height - seen.shape[2], width - seen.shape[3]  # that no tap reaches
+        if below or beside:
+            seen = F.pad(seen, (0, beside, 0, below))
+        return seen, None, None, None, None, None
 
 
 def _spread(gradient: Tensor, taps: Tensor) -> Tensor:
@@ -106,9 +115,13 @@ def _spread(gradient: Tensor, taps: Tensor) -> Tensor:
     return total.transpose(0, 1)
 
 
-def _interleave(parts: Tensor, stride: int) -> Tensor:
-    """A pixel shuffle in one copy, whatever the memory format: (B, C, s H, s W)."""
+def _interleave(parts: Tensor, stride: int, *, last: bool) -> Tensor:
+    """A pixel shuffle in one copy, (B, C, s H, s W); channels `last` whatever `parts` has."""
     count, planes, height, width = parts.shape
     channels = planes // stride**2
-    grid = parts.unflatten(1, (channels, stride, stride)).permute(0, 1, 4, 2, 5, 3)
-    return grid.reshape(count, channels, height * stride, width * stride)
+    grid = parts.unflatten(1, (stride, stride, channels))
+    if last:
+        pixels = grid.permute(0, 4, 1, 5, 2, 3)
+        return pixels.reshape(count, height * stride, width * stride, channels).permute(0, 3, 1, 2)
+    pixels = grid.permute(0, 3, 4, 1, 5, 2)
+    return pixels.reshape(count, channels, height * stride, width * stride)
