@@ -31,6 +31,7 @@ from advtrain.attacks.mim import mim
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.attacks.worst_of import worst_of
 from advtrain.inference import swift
+from advtrain.memory import keep_freed
 from advtrain.precision import full_precision, is_low, low_precision
 from advtrain.threat import L2, Linf
 from advtrain.types import Attack, Threat
@@ -45,6 +46,7 @@ OURS, AS_IS, FULL = "ours", "ours, as is", "ours, fp32"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    keep_freed()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     warnings.filterwarnings("ignore")  # the peers' own

@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from advtrain.averages import Last
 from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
+from advtrain.memory import keep_freed
 from advtrain.precision import low_precision
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
 
 COLUMNS = ("method", "passes", "units", "ms", "of the bare loop")
+LAYERS = (nn.Conv2d, nn.Linear)
 NOW = Moment(step=1, epoch=1.01, progress=0.5, batch=1)  # GAT and NuAT guide their attack here
 
 
@@ -65,6 +67,7 @@ class Step(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
+    keep_freed()
     torch.set_num_threads(options.threads)
     print(
         f"{date.today()}, {machine(torch.device(options.device))}, torch {torch.__version__}",
@@ -145,14 +148,17 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[list[Pass]]:
-    """Inside, each call of `model` is written down, with how far its gradient went."""
+    """Inside, each pass of `model` is written down, with how far its gradient went.
+
+    Seen at the first layer, for some methods call `features` or `forward` itself.
+    """
     calls: list[tuple[int, bool, bool, bool]] = []
     twice: set[int] = set()
     gradient = torch.autograd.grad
 
-    def called(_: nn.Module, given: Any, logits: Tensor) -> None:
-        weights = logits.requires_grad and any(p.requires_grad for p in model.parameters())
-        calls.append((len(logits), model.training, weights, given[0].requires_grad))
+    def called(layer: nn.Module, given: Any, output: Tensor) -> None:
+        weights = output.requires_grad and any(p.requires_grad for p in model.parameters())
+        calls.append((len(output), layer.training, weights, given[0].requires_grad))
 
     def watched(*args: Any, **more: Any) -> Any:
         if more.get("create_graph"):
@@ -160,7 +166,8 @@ def recorded(model: nn.Module) -> Iterator[list[Pass]]:
         return gradient(*args, **more)
 
     passes: list[Pass] = []
-    handle = model.register_forward_hook(called)
+    first = next(layer for layer in model.modules() if isinstance(layer, LAYERS))
+    handle = first.register_forward_hook(called)
     torch.autograd.grad = watched
     try:
         yield passes

@@ -20,6 +20,7 @@ from advtrain.data.errors import DataError
 from advtrain.evaluation import EvaluationFailed
 from advtrain.files import remove_leftovers, write_json
 from advtrain.lock import locked
+from advtrain.memory import keep_freed
 from advtrain.program import execute
 from advtrain.ranges import RangeError
 from advtrain.reporting.terminal import print_run, unread_output
@@ -41,6 +42,7 @@ def run_job(
     `facts`: choices, overrides, family (the grid), config_dir (of the command line).
     SystemExit: the job was asked to stop; its state is saved, and a grid ends with it.
     """
+    keep_freed()
     try:
         with locked(directory / ".lock", wait=False):
             remove_leftovers(directory, directory / "checkpoints")
