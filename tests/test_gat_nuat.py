@@ -28,6 +28,7 @@ from advtrain.defenses.nuat_h import Falls, Hybrid, NuatH
 from advtrain.defenses.standard import Standard
 from advtrain.descents.awp import Awp
 from advtrain.descents.plain import Plain
+from advtrain.draws import signs
 from advtrain.modes import crafting
 from advtrain.schedules import Constant
 from advtrain.threat import L2, Linf
@@ -156,8 +157,7 @@ def ascent(model: nn.Module, x: Tensor, x0: Tensor, loss: Callable[[Tensor], Ten
 
 
 def corners(x: Tensor, size: float) -> Tensor:
-    signs = torch.empty_like(x).bernoulli_(0.5) * 2 - 1
-    return (x + size * signs).clamp(0, 1)
+    return (x + size * signs(x)).clamp(0, 1)
 
 
 def wide(model: nn.Module, seed: int = 1) -> tuple[nn.Module, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from advtrain.attacks import starts
 from advtrain.attacks.objectives import cross_entropy, guided, targeted
 from advtrain.attacks.pgd import evaluate, pgd
 from advtrain.config import build
+from advtrain.draws import signs
 from advtrain.modes import crafting
 from advtrain.norms import frobenius_norm, nuclear_norm
 from advtrain.threat import Linf
@@ -202,8 +203,7 @@ def test_the_configured_attack_is_one_step_of_eps_from_corners_of_half_of_it(
     assert config["start"]["size"] == pytest.approx(4 / 255)
     model, x, y = digits.model, digits.x[:64], digits.y[:64]
     found = build(config)(model, x, y, generator=generator())
-    signs = torch.empty_like(x).bernoulli_(0.5, generator=generator()) * 2 - 1
-    start = (x + 4 / 255 * signs).clamp(0, 1).requires_grad_()
+    start = (x + 4 / 255 * signs(x, generator())).clamp(0, 1).requires_grad_()
     logits, clean = model(start), model(x).detach()
     loss = F.cross_entropy(logits, y) + 4.5 * NORMS[norm][1](logits - clean) / 64
     (gradient,) = torch.autograd.grad(loss, start)

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from advtrain import hyperplane
+from advtrain.draws import signs
 from advtrain.ranges import Eps, NonNegative
 
 PIXELS = 3 * 512 * 512  # of the largest image that the bounds on l2 and l1 radii allow for
@@ -210,8 +211,7 @@ class L1(Ball):
         shape = (len(x), _pixels(x) + 1)
         weights = x.new_empty(shape).exponential_(generator=generator)
         weights = weights[:, 1:] * (self.eps / weights.sum(1, keepdim=True))
-        signs = torch.empty_like(weights).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return self._boxed(x + (weights * signs).reshape(x.shape))
+        return self._boxed(x + weights.mul_(signs(weights, generator)).reshape(x.shape))
 
 
 def _wide(x: Tensor) -> Tensor:

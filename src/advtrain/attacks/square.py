@@ -31,6 +31,7 @@ from torch import Generator, Tensor
 from advtrain.attacks.guard import exact, guarded
 from advtrain.attacks.pgd import step
 from advtrain.attacks.survivors import Found, advance, confirmed, separable
+from advtrain.draws import signs
 from advtrain.ranges import Count, Range, Unit, require
 from advtrain.types import Classifier, Threat
 
@@ -163,7 +164,7 @@ def _query(model: Classifier, targeted: bool, propose: Propose, state: State, i:
 def _start(x: Tensor, threat: Threat, generator: Generator | None) -> Tensor:
     """Stripes, with a sign per image, channel and column; tiles of bumps for l2."""
     linf = threat.norm == "linf"
-    pattern = _signs(x[:, :, :1], generator) if linf else _tiles(x, generator)
+    pattern = signs(x[:, :, :1], generator) if linf else _tiles(x, generator)
     return threat.project(step(x, threat.steepest(pattern), threat.eps), x)
 
 
@@ -173,8 +174,8 @@ def _squares(
     """Squares for l-infinity. 2 eps towards a sign, cut to the ball, is the end of the ball."""
     height, width = x.shape[2:]
     places = torch.rand(queries, 2, generator=generator, device=x.device).tolist()
-    signs = _signs(x.new_empty(queries, x.shape[1], 1, 1), generator)
-    moves = signs.mul_(threat.eps).unbind()
+    ends = signs(x.new_empty(queries, x.shape[1], 1, 1), generator)
+    moves = ends.mul_(threat.eps).unbind()
 
     def propose(state: State, i: int) -> list[Change]:
         window = _window(height, width, _side(height, width, p_init, i, odd=False), *places[i])
@@ -191,8 +192,8 @@ def _tiles(x: Tensor, generator: Generator | None) -> Tensor:
     side = min(height, width) // TILES
     down, across = height // side, width // side
     lying = torch.rand(down, across, generator=generator, device=x.device).round().long()
-    signs = _signs(x.new_empty(count, channels, down, across, 1, 1), generator)
-    tiles = (signs * _pairs(side).to(x)[lying]).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    up = signs(x.new_empty(count, channels, down, across, 1, 1), generator)
+    tiles = (up * _pairs(side).to(x)[lying]).transpose(3, 4).flatten(4, 5).flatten(2, 3)
     top, left = (height - down * side) // 2, (width - across * side) // 2
     pattern = torch.zeros_like(x)
     pattern[..., top : top + down * side, left : left + across * side] = tiles
@@ -221,8 +222,8 @@ def _bumps(
         here.copy_(image)  # first, for what the windows share counts once
         mass = cut.view(-1, 1, 1, 1) / channels + length.square() + _length(there - other).square()
         there.copy_(other)
-        signs = _signs(length, generator)
-        delta.div_(length.clamp_min(TINY)).addcmul_(signs, pairs[side][round(lying)])
+        up = signs(length, generator)
+        delta.div_(length.clamp_min(TINY)).addcmul_(up, pairs[side][round(lying)])
         delta.mul_(mass.clamp_min(0).sqrt() / _length(delta).clamp_min(TINY))
         torch.add(image, delta, out=here).clamp_(threat.low, threat.high)
         return changes
@@ -260,7 +261,3 @@ def _window(height: int, width: int, side: int, down: float, across: float) -> W
 def _change(state: State, window: Window) -> Change:
     part = state.x_adv[window]
     return part, part.clone()
-
-
-def _signs(x: Tensor, generator: Generator | None) -> Tensor:
-    return torch.empty_like(x).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)

@@ -7,6 +7,7 @@ theirs: uniform (Madry et al. 2018), Gaussian of 0.001 (TRADES), corners of a cu
 import torch
 from torch import Generator, Tensor
 
+from advtrain.draws import signs
 from advtrain.ranges import Eps, NonNegative
 from advtrain.types import Start, Threat
 
@@ -34,7 +35,6 @@ def bernoulli(*, size: Eps) -> Start:
     """Each pixel moves by `size`, up or down with equal chance."""
 
     def start(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
-        signs = torch.empty_like(x).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-        return signs.mul_(size).add_(x)
+        return signs(x, generator).mul_(size).add_(x)
 
     return start
