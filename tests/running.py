@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from advtrain import training
 from advtrain.config import check, plain
 from advtrain.grid import choices, composed, ours
 from advtrain.job import run_job
@@ -38,6 +42,23 @@ def run(directory: Path, *overrides: str) -> dict[str, Any]:
         code = run_job(ours(config), directory, facts, allowed)
     file = directory / "status.json"
     return (json.loads(file.read_text()) if file.exists() else {}) | {"exit_code": code}
+
+
+def interrupted(directory: Path, step: int, *overrides: str) -> None:
+    """`run`, ended by SIGTERM once that many steps of training are done."""
+    real = training.train_step
+
+    def stopping(state: training.TrainState, *arguments: Any) -> Any:
+        logs = real(state, *arguments)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return logs
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(training, "train_step", stopping)
+        run(directory, *overrides)
+    assert stopped.value.code == 143
+    assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
 
 
 def configuration(*overrides: str) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 import itertools
 
 import pytest
-from running import DATA, configuration, run
+import torch
+from running import DATA, TRAINING, configuration, interrupted, run
 
+from advtrain import checkpoints
 from advtrain.config import conf_dir
+from advtrain.main import of_table
 
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
 OPTIONS = [
@@ -45,6 +48,20 @@ def test_each_defense_trains_under_each_descent_and_average(tmp_path, defense, d
     assert status["state"] == "done", status["error"]
 
 
+@pytest.mark.parametrize("defense", options("defense"))
+def test_training_by_each_defense_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, defense):
+    overrides = (*TRAINING, "scale.steps=2", "average=ema", f"defense={defense}")
+    run(tmp_path / "whole", *overrides)
+    interrupted(tmp_path / "part", 4, *overrides)
+    assert run(tmp_path / "part", *overrides)["state"] == "done"
+    for name in ("last", "best"):
+        whole, part = (
+            checkpoints.load(tmp_path / run / "checkpoints" / f"{name}.pt")["model"]
+            for run in ("whole", "part")
+        )
+        assert all(torch.equal(value, part[key]) for key, value in whole.items())
+
+
 @pytest.mark.parametrize("attack", options("attack"))
 def test_each_attack_can_be_trained_against(tmp_path, attack):
     assert run(tmp_path, *QUICK, f"attack={attack}")["state"] == "done"
@@ -64,3 +81,38 @@ def test_each_optimizer_runs(tmp_path, optimizer):
 @pytest.mark.parametrize("model", ["linear", "mnist_cnn", "small_cnn"])
 def test_small_models_run_on_digits(tmp_path, model):
     assert run(tmp_path, *QUICK, f"model={model}")["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "optimizer", "rate", "epochs", "batch_size", "peak"),
+    [
+        ("mnist", "adam", 5e-3, 10, 100, 0.4),
+        ("cifar10", "sgd", 0.2, 15, 128, 0.5),
+    ],
+)
+def test_fast_training_brings_the_published_setting_of_a_data_set(
+    dataset, optimizer, rate, epochs, batch_size, peak
+):
+    found = configuration("defense=fast", f"dataset={dataset}")
+    assert found["optimizer"]["_target_"].endswith(f".{optimizer}")
+    assert found["optimizer"]["lr"] == rate and found["schedule"]["lr"]["peak"] == peak
+    assert (found["epochs"], found["batch_size"]) == (epochs, batch_size)
+    assert ("momentum" in found["schedule"]) == (optimizer == "sgd")
+    other = ("optimizer=adamw", "schedule=constant", "epochs=3")
+    given = configuration("defense=fast", f"dataset={dataset}", *other)
+    assert given["optimizer"]["_target_"].endswith(".adamw") and given["epochs"] == 3
+
+
+def test_pretrained_networks_bring_the_constants_of_their_pixels():
+    given = ("model=resnet50", "dataset=cifar10")
+    found = configuration(*given, "model.pretrained=imagenet")["model"]
+    assert found["mean"] == [0.485, 0.456, 0.406] and found["std"] == [0.229, 0.224, 0.225]
+    assert configuration(*given)["model"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_a_row_of_a_table_is_chosen_by_its_name():
+    assert of_table(["experiment=linear_mnist01", "row=robust"])[1] == "row=linear_mnist01/robust"
+    grid = ["-m", "row=standard,robust", "experiment=linear_mnist01", "seed=0,1"]
+    assert of_table(grid)[1] == "row=linear_mnist01/standard,linear_mnist01/robust"
+    for other in (["row=robust"], ["experiment=a", "row=a/b"], ["experiment=null", "row=b"]):
+        assert of_table(other) == other

@@ -1,8 +1,5 @@
 """Local linearity regularisation: its attack, its loss, whose statistics it uses, what it costs."""
 
-import json
-import os
-import signal
 from functools import partial
 
 import pytest
@@ -14,7 +11,6 @@ from passes import deep_network, units
 from running import FITTING, configuration, run
 from torch import Tensor, nn
 
-from advtrain import training
 from advtrain.attacks import starts
 from advtrain.attacks.adam import adam_pgd
 from advtrain.attacks.objectives import linearity_gap, linearity_gap_by_loss, targeted
@@ -432,27 +428,3 @@ def test_the_program_trains_with_it(tmp_path, overrides):
     small = (*FITTING, "eval=none", "model=small_cnn", "defense=llr", "scale.steps=2")
     status = run(tmp_path, *small, *overrides)
     assert status["state"] == "done", status["error"]
-
-
-@pytest.mark.parametrize("defense", ["llr", "grad_reg"])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch, defense):
-    options = (*FITTING, "eval=none", "model=small_cnn", f"defense={defense}", "scale.steps=2")
-    run(tmp_path / "whole", *options)
-    real = training.train_step
-
-    def stopping(state, *arguments):
-        logs = real(state, *arguments)
-        if state.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return logs
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(training, "train_step", stopping)
-        run(tmp_path / "part", *options)
-    assert json.loads((tmp_path / "part" / "status.json").read_text())["state"] == "interrupted"
-    run(tmp_path / "part", *options)
-    whole, part = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"]
-        for name in ("whole", "part")
-    )
-    assert all(torch.equal(value, part[key]) for key, value in whole.items())

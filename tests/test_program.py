@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import FITTING, JUDGING, TINY, TRAINING, command, run
+from running import FITTING, JUDGING, TINY, TRAINING, command, interrupted, run
 from sklearn.datasets import load_digits
 
 from advtrain.certification.smoothing import Smoothed
@@ -113,28 +113,13 @@ def test_a_finished_run_is_not_done_again(tmp_path):
     ],
     ids=lambda method: method[0],
 )
-def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, monkeypatch, method):
+def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, method):
     fitting = [each for each in FITTING if "model=small_cnn" not in method or "model" not in each]
     options = (*fitting, *JUDGING, *method)
     run(tmp_path / "whole", *options)
-    from advtrain import training
-
     for step in (1, 4, 5):
         directory = tmp_path / f"stopped{step}"
-        real = training.train_step
-
-        def stopping(state, *args, real=real, step=step):
-            logs = real(state, *args)
-            if state.step == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return logs
-
-        monkeypatch.setattr(training, "train_step", stopping)
-        with pytest.raises(SystemExit) as stopped:
-            run(directory, *options)
-        assert stopped.value.code == 143
-        monkeypatch.setattr(training, "train_step", real)
-        assert json.loads((directory / "status.json").read_text())["state"] == "interrupted"
+        interrupted(directory, step, *options)
         run(directory, *options)
         assert equal(weights(directory), weights(tmp_path / "whole"))
         assert equal(weights(directory, "best"), weights(tmp_path / "whole", "best"))

@@ -1,19 +1,16 @@
 """Layers that divide their weights by their norm: the norm, and all that a run does with them."""
 
 import copy
-import json
-import os
-import signal
 from functools import partial
 
 import pytest
 import torch
 from passes import units
-from running import DATA, FITTING, run
+from running import DATA, FITTING, interrupted, run
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from advtrain import checkpoints, training
+from advtrain import checkpoints
 from advtrain.averages import Ema
 from advtrain.descents.awp import Awp
 from advtrain.descents.plain import Plain
@@ -241,23 +238,10 @@ def others(classes: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(tmp_path, monkeypatch, kind: str) -> None:
+def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(tmp_path, kind: str) -> None:
     options = (*OPTIONS, f"spectral_norm={kind}", "average=ema", "defense=trades")
     run(tmp_path / "whole", *options)
-    real = training.train_step
-
-    def stopping(state, *args):
-        logs = real(state, *args)
-        if state.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return logs
-
-    monkeypatch.setattr(training, "train_step", stopping)
-    with pytest.raises(SystemExit):
-        run(tmp_path / "cut", *options)
-    monkeypatch.setattr(training, "train_step", real)
-    state = json.loads((tmp_path / "cut" / "status.json").read_text())["state"]
-    assert state == "interrupted"
+    interrupted(tmp_path / "cut", 4, *options)
     run(tmp_path / "cut", *options)
     whole, cut = (
         checkpoints.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "cut")

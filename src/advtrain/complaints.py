@@ -69,7 +69,7 @@ def _is_unread(config: DictConfig, key: str) -> bool:
     if group == "attack":
         return config.job == "eval" or "${attack" not in _text_without(config, "attack")
     if group == "dataset" and fact in FACTS["dataset"] and fact != "replays":
-        return f"${{dataset.{fact}" not in _text_without(config, "dataset")
+        return f"dataset.{fact}" not in _text_without(config, "dataset")
     if group == "eval" and rest:
         return bool(config.job == "train")
     return config.job == "eval" and (key in TRAINED_BY or (group in TRAINING and bool(rest)))

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import signatures
@@ -28,7 +28,7 @@ FACTS = {
     "dataset": {
         **{"eps": "Mapping[str, NonNegative]", "mean": "list[float] | None"},
         **{"std": "list[Positive] | None", "epochs": "Count", "batch_size": "Count"},
-        "replays": "Count",
+        **{"replays": "Count", "warmup": "Unit"},
     }
 }
 """Keys that a node holds for other nodes to refer to, beside the parameters of its target."""
@@ -48,11 +48,12 @@ def conf_dir() -> Path:
 def register_resolvers() -> None:
     """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size.
 
-    `${times:A,B}`: the product.
+    `${times:A,B}`: the product. `${pick:NAME,{A:1,B:2},C}`: what stands under NAME, else C.
     """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
     OmegaConf.register_new_resolver("step", _step, replace=True)
     OmegaConf.register_new_resolver("times", _times, replace=True)
+    OmegaConf.register_new_resolver("pick", _pick, replace=True)
 
 
 def _limit(value: Any, bound: Any) -> Any:
@@ -71,6 +72,11 @@ def _step(eps: Any, steps: Any) -> Any:
     if radius is None or count is None or count < 1:
         return eps
     return min(2.5 * radius / count, radius)
+
+
+def _pick(name: str | None, values: Mapping[str, Any], other: Any) -> Any:
+    found = other if name is None else values.get(name, other)
+    return ListConfig(found) if isinstance(found, list) else found
 
 
 def _times(factor: Any, value: Any) -> Any:

@@ -25,12 +25,19 @@ from advtrain.program import execute
 from advtrain.ranges import RangeError
 from advtrain.reporting.terminal import print_run, unread_output
 from advtrain.stopping import Stopped, listening
-from advtrain.training import TrainingFailed
+from advtrain.training import TrainingFailed, TrainingRefused
 
 log = logging.getLogger(__name__)
 
 DONE, FAILED, INVALID = 0, 1, 2
-WRONG_INPUT = (ConfigError, DataError, CheckpointError, HydraException, RangeError)
+WRONG_INPUT = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    HydraException,
+    RangeError,
+    TrainingRefused,
+)
 FORESEEN = (*WRONG_INPUT, TrainingFailed, EvaluationFailed, OSError)
 
 

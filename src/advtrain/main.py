@@ -33,6 +33,7 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     configuration.register_resolvers()
     try:
+        sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
@@ -85,6 +86,19 @@ def validate(grid: list[list[str]], config_dir: str | None = None) -> None:
             f"{override}: nothing in this run reads it; leave it out. (job=eval trains nothing, "
             "job=train evaluates nothing, and some defenses train without an attack.)"
         )
+
+
+def of_table(arguments: list[str]) -> list[str]:
+    """`arguments` with `row=NAME` as the option EXPERIMENT/NAME of that group."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    table = given.get("experiment", "null")
+    if table == "null" or "row" not in given:
+        return arguments
+    names = [
+        name if "/" in name or name == "null" else f"{table}/{name}"
+        for name in given["row"].split(",")
+    ]
+    return ["row=" + ",".join(names) if each.startswith("row=") else each for each in arguments]
 
 
 def of_checkpoint(overrides: list[str]) -> list[str]:

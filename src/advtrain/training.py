@@ -29,6 +29,10 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
+class TrainingRefused(ValueError):
+    """The method cannot train this network on this data; the message says what does not fit."""
+
+
 class Minibatches(Protocol):
     """What the loop needs of a loader; `skip` counts steps."""
 
@@ -141,7 +145,8 @@ def epochs(
     The report holds `epoch` (1 for the first), the means of the logs as `train_*`, `lr`, `seconds`
     and `examples_per_second`. `stop` is called between steps and may raise; the state is then
     complete and may be saved. Raises TrainingFailed when a loss is not finite: losses are looked
-    at every `check_every` steps, so that the host need not wait for the device at each.
+    at every `check_every` steps, so that the host need not wait for the device at each;
+    TrainingRefused where a part of the method raises ValueError.
     """
     steps = len(batches)
     unchecked: dict[int, Tensor] = {}
@@ -163,7 +168,10 @@ def epochs(
                 batch=state.step - index * steps,
             )
             torch.manual_seed(derive(method.seed, "step", state.step))
-            state.last = train_step(state, x, y, now, method)
+            try:
+                state.last = train_step(state, x, y, now, method)
+            except ValueError as error:
+                raise TrainingRefused(str(error)) from error
             state.meter.add(state.last, len(y))
             unchecked[state.step] = state.last["loss"]
             watch(state.last, len(y))
