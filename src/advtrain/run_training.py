@@ -43,108 +43,147 @@ FREE_KEYS = {
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""
-PLACES = {"root", "download", "cache", "device_limit", "workers", "eps", "epochs", "batch_size"}
+PLACES = {
+    *(
+        "root",
+        "download",
+        "cache",
+        "device_limit",
+        "workers",
+        "eps",
+        "epochs",
+        "batch_size",
+        "warmup",
+    )
+}
 
 
 def train(
     setting: Setting, facts: Mapping[str, Any], tracker: Tracker, stop: Callable[[], None]
 ) -> History:
     """Train, or go on training; at the end both checkpoints are complete."""
-    config = setting.config
+    config, last = setting.config, setting.directory / "checkpoints" / "last.pt"
     batches = Batches(
-        setting.data.train,
-        config["batch_size"],
-        config["seed"],
-        config["dataset"]["replays"],
+        setting.data.train, config["batch_size"], config["seed"], config["dataset"]["replays"]
     )
-    once = replace(batches, replays=1)
     total = config["epochs"]
-    last = setting.directory / "checkpoints" / "last.pt"
     going_on = last.exists() and config["resume"]
     if not going_on:  # never the weights of an older run beside the numbers of this one
         last.unlink(missing_ok=True)
         last.with_name("best.pt").unlink(missing_ok=True)
     state, freezing, beginning = _state(setting, total * len(batches), anew=not going_on)
+    method = _method(setting, state, freezing)
+    rescue = Rescue(_watchdog(setting), state, History())
+    if going_on:
+        _resume(last, rescue, setting)
+        _write_metrics(setting.directory, rescue.history.reports)  # a kill may have come before
+    images = len(batches.split) * batches.replays
+    done = images * state.step // len(batches)
+    with Progress(total * images, "train", "img", done=done) as bar:
+        course = Course(setting, facts, tracker, batches, rescue, bar)
+        if beginning:
+            bar.say(beginning)
+        while state.step < total * len(batches) and not rescue.history.ended:
+            try:
+                for report in epochs(
+                    state,
+                    batches,
+                    method,
+                    total=total,
+                    stop=stop,
+                    watch=course.watch,
+                    check_every=CHECK_EVERY[setting.device.type],
+                ):
+                    course.take(report)
+                    if rescue.history.ended:
+                        break
+            except TrainingFailed as error:
+                course.say(rescue.from_failure(error))
+                course.save_last()
+            except Stopped:
+                require_finite_weights(state)
+                course.save_last()
+                raise
+    return rescue.history
+
+
+class Course:
+    """What surrounds the steps of a training: verdicts, checkpoints, numbers, what is said."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        facts: Mapping[str, Any],
+        tracker: Tracker,
+        batches: Batches,
+        rescue: Rescue,
+        bar: Progress,
+    ) -> None:
+        self.setting, self.facts, self.tracker = setting, facts, tracker
+        self.batches, self.rescue, self.bar = batches, rescue, bar
+        self.state, self.history = rescue.state, rescue.history
+        self.validation: Validation = setting.build("validate")
+        self.total: int = setting.config["epochs"]
+
+    def watch(self, logs: Logs, examples: int) -> None:
+        """After a step."""
+        epoch = f"{1 + (self.state.step - 1) // len(self.batches)}/{self.total}"
+        self.bar.advance(examples, epoch=epoch, step=self.state.step, loss=logs["loss"])
+
+    def take(self, report: dict[str, float]) -> None:
+        """After an epoch."""
+        state, history, validation = self.state, self.history, self.validation
+        epoch = int(report["epoch"])
+        state.average.prepare(replace(self.batches, replays=1).epoch(epoch))
+        require_finite_weights(state)
+        if epoch % validation.every == 0 or epoch == self.total:
+            report |= validate(state.average.model, self.setting, validation)
+        history.reports.append(report)
+        if history.improves(report, state.defense.judged_by):
+            self._save("best", scores=report)
+        self.bar.say(_line(report, self.total))
+        self.say(self.rescue.look(min(len(self.setting.data.validation), validation.size)))
+        self.save_last()
+        _write_metrics(self.setting.directory, history.reports)
+        self.tracker.log(report, epoch)
+
+    def say(self, warning: str) -> None:
+        if warning:
+            self.bar.say(f"warning: {warning}")
+
+    def save_last(self) -> None:
+        """The present state, to go on from."""
+        self._save("last", training=self.rescue.state_dict())
+
+    def _save(self, name: str, **more: Any) -> None:
+        path = self.setting.directory / "checkpoints" / f"{name}.pt"
+        content = _content(self.setting, self.facts, self.state, len(self.batches))
+        checkpoints.save(path, content | more)
+
+
+def _method(setting: Setting, state: TrainState, freezing: Freezing) -> Method:
     method = Method(
         descent=setting.build("descent"),
         penalties=setting.build("penalty"),
         rates=setting.build("schedule"),
-        seed=config["seed"],
+        seed=setting.config["seed"],
         freezing=freezing,
     )
     try:
         require_rates(state.optimizer, method.rates)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    validation: Validation = setting.build("validate")
+    return method
+
+
+def _watchdog(setting: Setting) -> Watchdog:
     watchdog: Watchdog = setting.build("watchdog")
     if watchdog.needs_validation and not len(setting.data.validation):
         raise ConfigError(
             f"watchdog.action={watchdog.action}, watchdog.patience={watchdog.patience}: there are "
             "no validation images to watch; set dataset.validation, or action=warn patience=null."
         )
-    rescue = Rescue(watchdog, state, History())
-    history = rescue.history
-    if going_on:
-        _resume(last, rescue, setting)
-        _write_metrics(setting.directory, history.reports)  # a kill may have come before that
-
-    def save(path: Path, **more: Any) -> None:
-        checkpoints.save(path, _content(setting, facts, state, len(batches)) | more)
-
-    images = len(batches.split) * batches.replays
-    done = images * state.step // len(batches)
-    with Progress(total * images, "train", "img", done=done) as bar:
-
-        def watch(logs: Logs, examples: int) -> None:
-            epoch = f"{1 + (state.step - 1) // len(batches)}/{total}"
-            bar.advance(examples, epoch=epoch, step=state.step, loss=logs["loss"])
-
-        def say(warning: str) -> None:
-            if warning:
-                bar.say(f"warning: {warning}")
-
-        def take(report: dict[str, float]) -> None:
-            """What follows an epoch: the verdict on it, the checkpoints, the numbers."""
-            epoch = int(report["epoch"])
-            state.average.prepare(once.epoch(epoch))
-            require_finite_weights(state)
-            if epoch % validation.every == 0 or epoch == total:
-                report |= validate(state.average.model, setting, validation)
-            history.reports.append(report)
-            if history.improves(report, state.defense.judged_by):
-                save(last.with_name("best.pt"), scores=report)
-            bar.say(_line(report, total))
-            say(rescue.look(min(len(setting.data.validation), validation.size)))
-            save(last, training=rescue.state_dict())
-            _write_metrics(setting.directory, history.reports)
-            tracker.log(report, epoch)
-
-        if beginning:
-            bar.say(beginning)
-        while state.step < total * len(batches) and not history.ended:
-            reports = epochs(
-                state,
-                batches,
-                method,
-                total=total,
-                stop=stop,
-                watch=watch,
-                check_every=CHECK_EVERY[setting.device.type],
-            )
-            try:
-                for report in reports:
-                    take(report)
-                    if history.ended:
-                        break
-            except TrainingFailed as error:
-                say(rescue.from_failure(error))
-                save(last, training=rescue.state_dict())
-            except Stopped:
-                require_finite_weights(state)
-                save(last, training=rescue.state_dict())
-                raise
-    return history
+    return watchdog
 
 
 def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Freezing, str]:
