@@ -181,6 +181,18 @@ def test_code_of_the_networks_own_runs_as_it_is(
         torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
+def test_a_hidden_linear_layer_reads_maps_in_the_order_in_which_they_lie() -> None:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 16 * 16, 7)]
+    model = nn.Sequential(*body, nn.ReLU(), nn.Linear(7, 4)).eval()
+    fast = swift(model, images())
+    assert [type(part).__name__ for part in fast][2] == "Unrolled"
+    assert not torch.equal(fast[3].weight, model[3].weight)
+    agree(fast, model, images(3, *SHAPE, seed=2))
+    short = swift(nn.Sequential(*body).eval(), images())
+    assert isinstance(short[2], nn.Flatten)  # whose output is features of this one
+
+
 def test_a_low_precision_network_has_a_low_precision_copy() -> None:
     torch.manual_seed(0)
     exact = settled(NETWORKS["small_cnn"]())
