@@ -19,6 +19,7 @@ from advtrain.models.network import Network
 from advtrain.models.pretrained import MEAN, STD
 from advtrain.models.resnet import resnet18, resnet34, resnet50
 from advtrain.models.small import small_cnn
+from advtrain.models.spectral_norm import normalise
 from advtrain.runs import load_run, start_weights
 
 CIFAR, IMAGENET, GRAY = (3, 32, 32), (3, 224, 224), (1, 8, 8)
@@ -158,6 +159,14 @@ def test_resizing_to_fewer_pixels_averages_them() -> None:
     shrunk = network(None, resize=16, stem="cifar").resize(stripes)
     assert shrunk.shape[2:] == (16, 16)
     assert (shrunk - 0.5).abs().max() < 0.1  # every fourth pixel alone would be 0 or 1
+
+
+def test_layers_that_divide_by_their_norm_take_the_weights(file: str, theirs: nn.Module) -> None:
+    model = normalise(resnet18(CIFAR, 10, pretrained=file, stem="auto", **NORMAL), CIFAR, "matrix")
+    told = start_weights(model, None)
+    assert "head as initialised" in told and "conv1" not in told
+    original = model.state_dict()["body.conv1.parametrizations.weight.original"]
+    assert torch.equal(original, theirs.state_dict()["conv1.weight"])
 
 
 def test_constants_are_torchvisions() -> None:

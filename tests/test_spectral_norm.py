@@ -250,6 +250,19 @@ def test_a_run_stopped_in_the_middle_goes_on_bit_for_bit(tmp_path, kind: str) ->
         assert torch.equal(value, cut["model"][name]), name
 
 
+def test_training_begins_with_weights_of_the_network_without_them(tmp_path) -> None:
+    assert run(tmp_path / "plain", *OPTIONS)["state"] == "done"
+    given = f"checkpoint={tmp_path / 'plain'}"
+    status = run(tmp_path / "run", *OPTIONS, given, "spectral_norm=matrix", "optimizer.lr=1e-9")
+    assert status["state"] == "done", status["error"]
+    plain, divided = (
+        checkpoints.load(tmp_path / name / "checkpoints" / "best.pt")["model"]
+        for name in ("plain", "run")
+    )
+    original = "head.parametrizations.weight.original"
+    torch.testing.assert_close(divided[original], plain["head.weight"], rtol=0, atol=1e-6)
+
+
 def test_another_kind_is_refused_at_once(tmp_path) -> None:
     assert run(tmp_path, "spectral_norm=circular")["exit_code"] == 2
 

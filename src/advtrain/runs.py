@@ -14,7 +14,7 @@ from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
-from advtrain.models.spectral_norm import normalise
+from advtrain.models.spectral_norm import divided, normalise
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Positive, Probability, Unit
@@ -204,14 +204,15 @@ def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = 
         require_parts("fresh", fresh, [name for name, _ in model.named_parameters()])
         if given is not None:
             file, left = checkpoints.locate(given), tuple(fresh)
-            checkpoints.load_weights(model, file, left)
+            tensors = checkpoints.weights(checkpoints.load(file), file)
+            checkpoints.restore(model, divided(model, tensors), file, left)
         else:
             assert isinstance(start, Pretrained)
             file, key = start.file(), "model.pretrained"
             tensors = checkpoints.weights(checkpoints.load(file, key), file, key)
             tensors = translated(model, tensors)
             left = (*fresh, *left_out(model, tensors))
-            checkpoints.restore(model, tensors, file, left, key)
+            checkpoints.restore(model, divided(model, tensors), file, left, key)
             advice = remark(model)
     except CheckpointError:
         raise

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from advtrain.models.spectral_norm import undivided
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, red, green, blue
 STEM = ("body.conv1", "body.bn1")
 
@@ -93,7 +95,7 @@ def left_out(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str, ..
 
     A stem is a convolution and its batch norm, whose statistics are of that convolution.
     """
-    own = network.state_dict()
+    own = {undivided(name): value for name, value in network.state_dict().items()}
 
     def fits(key: str) -> bool:
         return key in tensors and tensors[key].shape == own[key].shape

@@ -12,7 +12,7 @@ then has a norm of up to 3. `convolution` divides by that of the convolution as 
 images of the size that the layer sees. Under bfloat16 both compute the norm in float32.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
 
 import torch
@@ -48,6 +48,27 @@ def normalise(model: nn.Module, shape: Sequence[int], operator: str) -> nn.Modul
     for layer in OPERATORS[operator](model, tuple(shape)):
         replace(layer.get_submodule("parametrizations.weight"), "forward", exact)
     return model
+
+
+ORIGINAL = ".parametrizations.weight.original"
+
+
+def divided(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the same network without these norms, for `model`, which may have them.
+
+    The vectors of the power method are those of `model`.
+    """
+    own = model.state_dict()
+    names = {undivided(name): name for name in own if name.endswith(ORIGINAL)}
+    if not names.keys() <= tensors.keys():
+        return dict(tensors)
+    vectors = {name: value for name, value in own.items() if ".parametrizations.weight.0." in name}
+    return vectors | {names.get(name, name): value for name, value in tensors.items()}
+
+
+def undivided(name: str) -> str:
+    """The name of a weight in the same network without these norms."""
+    return name.removesuffix(ORIGINAL) + ".weight" if name.endswith(ORIGINAL) else name
 
 
 class OverConvolution(nn.Module):
