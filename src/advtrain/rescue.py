@@ -1,4 +1,4 @@
-"""What training does when it goes wrong: say so, end, or return to the last good state."""
+"""What training does when it goes wrong: say so, end, or return to the best state."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,9 +12,10 @@ from advtrain.watchdog import Watchdog
 class Rescue:
     """Carries out what the watchdog asks for.
 
-    `good`: the state that training can return to, that of the last epoch without an alarm. A
-    return takes weights, optimizer, average and defense back, and leaves the clock as it is: time
-    goes on, with other draws, towards lower rates.
+    `good`: the state that training can return to, that of the best epoch; with an average, which
+    falls later than the weights that it is of, the newest without an alarm may be ruined already.
+    A return takes weights, optimizer, average and defense back, and leaves the clock as it is:
+    time goes on, with other draws, towards lower rates.
     """
 
     def __init__(self, watchdog: Watchdog, state: TrainState, history: History) -> None:
@@ -29,32 +30,39 @@ class Rescue:
 
     def look(self, images: int) -> str:
         """After an epoch: act on what it shows; `images` were judged. What there is to say."""
-        history = self.history
-        message = self.watchdog.alarm(history.reports, images)
-        if message is None:
-            history.alarmed, self.good = False, {}
+        history, judged_by = self.history, self.state.defense.judged_by
+        if judged_by not in history.reports[-1]:
+            return ""  # an epoch that was not judged neither rings nor clears
+        if history.waited == 0:
+            self.good = {}
             self.keep()
-            return self._tired()
-        if history.alarmed and self.watchdog.action == "warn":
-            return ""  # said in the epoch in which it began
-        history.alarmed = True
-        return self._act(message)
+        message = self.watchdog.alarm(history.reports, images, judged_by)
+        if message is None:
+            history.alarmed = False
+        elif not (history.alarmed and self.watchdog.action == "warn"):  # said when it began
+            history.alarmed = True
+            return self._act(message, self._may_return())
+        return self._tired()
 
-    def from_failure(self, error: TrainingFailed) -> str:
-        """After weights or a loss that are not finite; raises `error` where nothing can be done."""
-        if not self._may_return() and (self.watchdog.action == "warn" or not self.history.reports):
+    def from_failure(self, error: TrainingFailed, *, over: bool) -> str:
+        """After weights or a loss that are not finite; `over`: in the last step of the run.
+
+        Raises `error` where nothing can be done.
+        """
+        able = self._may_return() and not over
+        if not able and (self.watchdog.action == "warn" or not self.history.reports):
             raise error
-        text = self._act(str(error))
+        text = self._act(str(error), able)
         if self.history.ended:
             self._return()  # what is saved last must be finite
         return text
 
-    def _act(self, message: str) -> str:
+    def _act(self, message: str, able: bool) -> str:
         self.history.alarms.append(message)
-        if self._may_return():
+        if able:
             self.history.returns += 1
             self._return()
-            return f"{message} Going back to the last good state."
+            return f"{message} Going back to the best state so far."
         if self.watchdog.action == "warn":
             return message
         self.history.ended = message

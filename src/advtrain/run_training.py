@@ -98,7 +98,8 @@ def train(
                     if rescue.history.ended:
                         break
             except TrainingFailed as error:
-                course.say(rescue.from_failure(error))
+                over = state.step >= total * len(batches)
+                course.say(rescue.from_failure(error, over=over))
                 course.save_last()
             except Stopped:
                 require_finite_weights(state)

@@ -24,13 +24,14 @@ CERTAIN = 3.0  # standard errors of the difference of two accuracies
 class Watchdog:
     """What to do when training goes wrong.
 
-    A fall of adversarial accuracy by more than `drop` (and by more than `CERTAIN` standard errors)
-    below the best epoch is collapse; where clean accuracy falls as far, too, divergence.
+    A fall of adversarial accuracy by more than `drop`, or half of it where that is less, and by
+    more than `CERTAIN` standard errors, below the best epoch is collapse; where clean accuracy
+    falls as far, too, divergence. A method that does not aim at robustness can only diverge.
     `action`: `warn` says so and trains on; `stop` ends training, the checkpoint of the best epoch
-    being kept; `back` returns to the state of the last good epoch and trains on from there, at
-    most `attempts` times, then stops. Losses that are not finite end training with an error where
-    the action is `warn`. `patience`: training also ends after so many epochs without a better one
-    (null: never), which is the early stopping of Rice et al. 2020.
+    being kept; `back` returns to the state of the best epoch and trains on from there, at most
+    `attempts` times, then stops. Losses that are not finite end training with an error where the
+    action is `warn`. `patience`: training also ends after so many judged epochs without a better
+    one (null: never), which is the early stopping of Rice et al. 2020.
     """
 
     action: Literal["warn", "stop", "back"]
@@ -43,29 +44,36 @@ class Watchdog:
         """Whether training without validation images could not do as it was told."""
         return self.action != "warn" or self.patience is not None
 
-    def alarm(self, reports: Sequence[Mapping[str, float]], images: int) -> str | None:
+    def alarm(
+        self, reports: Sequence[Mapping[str, float]], images: int, judged_by: str
+    ) -> str | None:
         """What the newest of `reports` says against the best before it; None if nothing.
 
-        `images`: how many each accuracy is of.
+        `images`: how many each accuracy is of. `judged_by`: the accuracy that the method aims at;
+        another one may fall as it likes.
         """
-        judged = [report for report in reports if ACCURACY in report]
+        judged = [report for report in reports if judged_by in report]
         if len(judged) < 2 or not images or judged[-1] is not reports[-1]:
             return None
         now = judged[-1]
-        best = max(judged[:-1], key=lambda report: report[ACCURACY])
-        least = max(self.drop, CERTAIN * _error(best[ACCURACY], now[ACCURACY], images))
-        if best[ACCURACY] - now[ACCURACY] <= least:
+        best = max(judged[:-1], key=lambda report: report[judged_by])
+        high, low = best[judged_by], now[judged_by]
+        least = max(min(self.drop, high / 2), CERTAIN * _error(high, low, images))
+        if high - low <= least:
             return None
         diverged = best[CLEAN] - now[CLEAN] > least
+        robust = (
+            f"adversarial accuracy {100 * high:.1f} % in epoch {best['epoch']:.0f} and "
+            f"{100 * low:.1f} % now, "
+        )
         return (
             f"{'training diverged' if diverged else 'robustness collapsed'} in epoch "
-            f"{now['epoch']:.0f}: adversarial accuracy {100 * best[ACCURACY]:.1f} % in epoch "
-            f"{best['epoch']:.0f} and {100 * now[ACCURACY]:.1f} % now, clean accuracy "
+            f"{now['epoch']:.0f}: {robust if judged_by != CLEAN else ''}clean accuracy "
             f"{100 * best[CLEAN]:.1f} % and {100 * now[CLEAN]:.1f} %."
         )
 
 
-ACCURACY, CLEAN = "val_adv_acc", "val_acc"
+CLEAN = "val_acc"
 
 
 def _error(before: float, after: float, images: int) -> float:
