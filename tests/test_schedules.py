@@ -2,9 +2,11 @@ from math import cos, pi
 
 import pytest
 import torch
+from running import configuration
 from torch import nn
 
 from advtrain import optimizers
+from advtrain.config import ConfigError
 from advtrain.schedules import Constant, Cosine, Epochwise, Piecewise, Staircase, cyclic
 from advtrain.types import Moment
 
@@ -164,3 +166,24 @@ def test_epochwise_gives_the_inner_schedule_one_consistent_moment():
     Epochwise(lambda now: seen.append(now) or 0.0)(Moment(23, 2.3, 0.23, batch=3))
     (start,) = seen
     assert (start.step, start.epoch) == (20, 2) and start.progress == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("epochs", "drop"), [(55, 0.6), (80, 0.5), (100, 0.29), (30, 0.7)])
+def test_a_jump_at_the_beginning_of_an_epoch_holds_through_all_of_it(epochs, drop):
+    schedule = Epochwise(Staircase(1.0, 0.1, [drop], "progress"))
+    for steps in (7, 391, 766):
+        seen = {
+            schedule(
+                Moment(step, step / steps, step / (epochs * steps), batch=step - steps * epoch)
+            )
+            for epoch in (round(drop * epochs),)
+            for step in range(epoch * steps, (epoch + 1) * steps)
+        }
+        assert seen == {0.1}
+
+
+def test_rates_and_weights_below_zero_are_refused():
+    with pytest.raises(ConfigError, match=r"schedule\.lr\.base"):
+        configuration("schedule.lr.base=-0.1")
+    with pytest.raises(ConfigError, match=r"defense\.weight"):
+        configuration("defense=gat", "defense.weight.base=-10")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from advtrain.modes import crafting
 
 SQUARINGS = 10  # as 1024 steps of the power method
-STEPS = 24  # of Lanczos: within 1e-3 of the norm, see the tests
+STEPS = 24  # of Lanczos: at most 5e-3 below the norm, 1e-3 for most layers of ResNet-18
 
 Shape = tuple[int, ...]
 LinearMap = Callable[[Tensor], Tensor]

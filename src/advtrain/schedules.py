@@ -16,7 +16,7 @@ from itertools import pairwise
 from math import cos, pi
 from typing import Literal
 
-from advtrain.ranges import Decay, Positive, Probability
+from advtrain.ranges import Decay, NonNegative, Positive, Probability
 from advtrain.types import Moment, Schedule
 
 
@@ -24,7 +24,7 @@ from advtrain.types import Moment, Schedule
 class Constant:
     """The same number at every moment."""
 
-    value: float
+    value: NonNegative
 
     def __call__(self, now: Moment) -> float:
         return self.value
@@ -39,7 +39,7 @@ class Piecewise:
     """
 
     points: Sequence[float]
-    values: Sequence[float]
+    values: Sequence[NonNegative]
     unit: Literal["step", "epoch", "progress"]
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class Piecewise:
 class Staircase:
     """`base`, multiplied by `factor` once for each of `drops` that has been reached."""
 
-    base: float
+    base: NonNegative
     factor: Positive
     drops: Sequence[float]
     unit: Literal["step", "epoch", "progress"]
@@ -84,9 +84,9 @@ class Cosine:
     warm-up the first update has rate 0.
     """
 
-    base: float
+    base: NonNegative
     warmup: Decay
-    end: float
+    end: NonNegative
 
     def __call__(self, now: Moment) -> float:
         if now.progress < self.warmup:
@@ -102,14 +102,16 @@ class Epochwise:
     schedule: Schedule
 
     def __call__(self, now: Moment) -> float:
-        share = int(now.epoch) / now.epoch if now.epoch else 0.0
-        start = replace(
-            now, step=now.step - now.batch, epoch=int(now.epoch), progress=now.progress * share
-        )
+        if now.step == 0:
+            return self.schedule(now)
+        total, first = round(now.step / now.progress), now.step - now.batch  # steps
+        start = replace(now, step=first, epoch=int(now.epoch), progress=first / total)
         return self.schedule(start)
 
 
-def cyclic(*, base: float, peak: Probability, start: float, end: float) -> Schedule:
+def cyclic(
+    *, base: NonNegative, peak: Probability, start: NonNegative, end: NonNegative
+) -> Schedule:
     """A line from `start` to `base` at progress `peak`, then a line to `end` at the run's end."""
     return Piecewise((0.0, peak, 1.0), (start, base, end), "progress")
 

@@ -11,8 +11,8 @@ the windows before, the attack takes two steps. The running mean and deviation t
 with decay `memory`: after a lasting fall, as at a drop of the rate, one step returns by itself.
 
 `two_step` is logged as the share of batches attacked in two steps: its sum over epochs is the k of
-the tables' "epochs + k", if that is what the authors count. The host waits for the device once per
-window.
+the tables' "epochs + k", if that is what the authors count. The host reads a mean once per window,
+and waits where the eigenvalues of the nuclear norm do.
 """
 
 from dataclasses import dataclass, field
