@@ -18,6 +18,7 @@ from advtrain.evaluation import Row, Subject, judge
 from advtrain.files import write_text
 from advtrain.freezing import Freezing
 from advtrain.history import History
+from advtrain.models.spectral_norm import refresh
 from advtrain.optimizers import require_rates
 from advtrain.progress import Progress
 from advtrain.rescue import Rescue
@@ -136,6 +137,8 @@ class Course:
         state, history, validation = self.state, self.history, self.validation
         epoch = int(report["epoch"])
         state.average.prepare(replace(self.batches, replays=1).epoch(epoch))
+        if state.average.model is not state.model:
+            refresh(state.average.model)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
             report |= validate(state.average.model, self.setting, validation)

@@ -14,7 +14,7 @@ from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
-from advtrain.models.spectral_norm import divided, normalise
+from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Positive, Probability, Unit
@@ -206,6 +206,7 @@ def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = 
             file, left = checkpoints.locate(given), tuple(fresh)
             tensors = checkpoints.weights(checkpoints.load(file), file)
             checkpoints.restore(model, divided(model, tensors), file, left)
+            plain = not any(name.endswith(ORIGINAL) for name in tensors)
         else:
             assert isinstance(start, Pretrained)
             file, key = start.file(), "model.pretrained"
@@ -213,7 +214,10 @@ def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = 
             tensors = translated(model, tensors)
             left = (*fresh, *left_out(model, tensors))
             checkpoints.restore(model, divided(model, tensors), file, left, key)
+            plain = True
             advice = remark(model)
+        if plain:
+            refresh(model)
     except CheckpointError:
         raise
     except ValueError as error:

@@ -2,7 +2,8 @@
 https://arxiv.org/abs/1802.05957): every convolution and linear layer of any network, the head too.
 
 The norm is followed by the power method, one step per pass in training mode; in evaluation mode
-nothing moves. Its vectors are buffers, so they are saved, averaged and restored with the weights.
+nothing moves. Its vectors are buffers, saved and restored with the weights. Averages of weights,
+and weights that were trained without these norms, need vectors of their own: `refresh`.
 It bounds the slope of a layer, not that of a network with batch norms behind its layers, which
 scale again. The size of the trained weights has no effect on the network: weight decay on them
 only changes how fast they turn.
@@ -17,7 +18,7 @@ from functools import partial, wraps
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrizations import _SpectralNorm, spectral_norm
 from torch.nn.utils.parametrize import (
     ParametrizationList,
     is_parametrized,
@@ -50,20 +51,35 @@ def normalise(model: nn.Module, shape: Sequence[int], operator: str) -> nn.Modul
     return model
 
 
+AT_ONCE = 200  # steps of the power method
 ORIGINAL = ".parametrizations.weight.original"
 
 
 def divided(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the same network without these norms, for `model`, which may have them.
 
-    The vectors of the power method are those of `model`.
+    The vectors of the power method are those of `model`; `refresh` finds those of the weights.
     """
     own = model.state_dict()
     names = {undivided(name): name for name in own if name.endswith(ORIGINAL)}
-    if not names.keys() <= tensors.keys():
+    if not names.keys() & tensors.keys():
         return dict(tensors)
     vectors = {name: value for name, value in own.items() if ".parametrizations.weight.0." in name}
     return vectors | {names.get(name, name): value for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def refresh(model: nn.Module) -> None:
+    """Find the vectors of the power method anew, for weights that were not trained with them."""
+    for layer in model.modules():
+        if not isinstance(layer, ParametrizationList):
+            continue
+        weight, part = layer.original, layer[0]
+        if isinstance(part, OverConvolution):
+            size = tuple(part.v.shape[1:])
+            part.v.copy_(leading_image(partial(part.convolve, weight), size, weight))
+        elif isinstance(part, _SpectralNorm):
+            part._power_method(part._reshape_weight_to_matrix(weight), AT_ONCE)
 
 
 def undivided(name: str) -> str:
