@@ -311,7 +311,9 @@ def test_weight_perturbation_does_not_count_the_gradient_of_free_twice():
     with descent.perturbed(model, partial(state.defense.loss, model, parcel)):
         assert parcel.delta.grad is None
         state.defense.loss(model, parcel)[0].backward()
-    torch.testing.assert_close(state.defense.leaf.grad, parcel.delta.grad, atol=1e-9, rtol=1e-5)
+    torch.testing.assert_close(
+        state.defense.shown.delta.grad, parcel.delta.grad, atol=1e-9, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -397,3 +399,19 @@ def test_a_method_crafts_within_the_radius_of_the_moment():
     ):
         parcel = method.craft(network(), x, y, Moment(0, 0.0, 0.25))
         assert 0.05 < (parcel.x_adv - x).abs().max() <= 0.1 + 1e-6
+
+
+def test_free_moves_a_perturbation_off_black_pixels_only_where_the_image_keeps_it():
+    """Of black pixels pushed below 0: dead in the graph, cut to 0 and pushed up by the image."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    model[1].weight.data = torch.tensor([[-1.0] * 4, [1.0] * 4])
+    x, down, up = torch.zeros(1, 1, 2, 2), torch.tensor([1]), torch.tensor([0])
+    found = {}
+    for box in ("graph", "image"):
+        method = Free(Linf(0.1), 0.1, box)
+        for y in (down, up, up):
+            loss, _ = method.loss(model, method.craft(model, x, y, Moment(0, 0.0, 0.0)))
+            loss.backward()
+        method.ascend()
+        found[box] = method.delta.unique().tolist()
+    assert found["graph"] == pytest.approx([-0.1]) and found["image"] == pytest.approx([0.1])

@@ -7,14 +7,19 @@ steps, and schedules count steps. E epochs of Free-m make E * m passes over the 
 divides its epochs by m.
 
 delta is never reset: row i meets the i-th image of batch after batch, a short batch uses and moves
-its first rows. It is confined to the ball alone; the box acts on x + delta, within the graph, so a
-pixel that leaves the box sends delta no gradient. With an l2 threat the direction is the gradient
-at unit length, which the paper leaves open.
+its first rows. With an l2 threat the direction is the gradient at unit length, which the paper
+leaves open.
+
+Differs: `box: graph` is the authors' code for CIFAR-10 and ImageNet: delta is confined to the ball
+alone and the box acts on x + delta within the graph, so a pixel that leaves the box sends delta no
+gradient. Where images are black or white that holds it still for good, as most of digits and MNIST.
+`box: image`, in the code of Wong et al. 2020, cuts delta to the box of the image at hand after each
+update, and shows the network x + delta.
 """
 
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,28 +44,33 @@ class Free(Defense):
 
     threat: Threat
     step_size: Positive
+    box: Literal["graph", "image"] = "graph"
     delta: Tensor | None = field(init=False, default=None, repr=False)
-    leaf: Tensor | None = field(init=False, default=None, repr=False)
+    shown: Warm | None = field(init=False, default=None, repr=False)
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Warm:
         self.ascend()
         delta = x[:0] if self.delta is None else self.delta.to(x.device)
         unseen = torch.zeros_like(x[len(delta) :])
         self.delta = torch.cat([delta, unseen]) if len(unseen) else delta
-        self.leaf = self.delta[: len(x)].clone().requires_grad_()
-        return Warm(x, self.leaf, y)
+        self.shown = Warm(x, self.delta[: len(x)].clone().requires_grad_(), y)
+        return self.shown
 
     def loss(self, model: nn.Module, parcel: Warm) -> tuple[Tensor, Logs]:
-        logits = model((parcel.x + parcel.delta).clamp(0, 1))
+        z = parcel.x + parcel.delta
+        logits = model(boxed(z) if self.box == "graph" else z)
         loss = self.ce(logits, parcel.y)
         return loss, {"acc": accuracy(logits, parcel.y)}
 
     def ascend(self) -> None:
         """Spend the gradient that the last backward pass left on the perturbation, if any."""
-        if self.delta is not None and self.leaf is not None and self.leaf.grad is not None:
-            moved = self.leaf.detach() + self.step_size * self.threat.steepest(self.leaf.grad)
-            self.delta[: len(moved)] = self._ball().project(moved, torch.zeros_like(moved))
-        self.leaf = None
+        gradient = None if self.shown is None else self.shown.delta.grad
+        if self.delta is not None and self.shown is not None and gradient is not None:
+            x = self.shown.x
+            moved = self.shown.delta.detach() + self.step_size * self.threat.steepest(gradient)
+            moved = self._ball().project(moved, torch.zeros_like(moved))
+            self.delta[: len(x)] = moved if self.box == "graph" else (x + moved).clamp(0, 1) - x
+        self.shown = None
 
     def _ball(self) -> Ball:
         """The threat without the box, which acts on x + delta in the loss."""
@@ -73,4 +83,13 @@ class Free(Defense):
         return {"delta": self.delta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.delta, self.leaf = state["delta"], None
+        self.delta, self.shown = state["delta"], None
+
+
+def boxed(z: Tensor) -> Tensor:
+    """`z` cut to [0, 1]; pixels inside, those at 0 and 1 included, pass gradients on.
+
+    Tensor.clamp does so at its ends in some versions of PyTorch only, and black pixels start there.
+    """
+    cut = z.detach().clamp(0, 1)
+    return z.where(z == cut, cut)
