@@ -6,9 +6,10 @@ images for it. Their rule, its thresholds and code are not published.
 
 Ours: when a single-step method starts to hide its gradients, adversarial examples become easy and
 clean cross-entropy falls all at once. It is averaged over windows of so many updates. While a
-window's mean lies `deviations` standard deviations (of a batch's value) below the running mean of
-the windows before, the attack takes two steps. The running mean and deviation take in all windows,
-with decay `memory`: after a lasting fall, as at a drop of the rate, one step returns by itself.
+window's mean lies `deviations` standard deviations (of a batch's value within its window) below the
+running mean of the windows before, the attack takes two steps, unless the weight is 0 and they
+could change nothing. The running mean takes in all windows, with decay `memory`, so that after a
+lasting fall, as at a drop of the rate, one step returns by itself, the later the deeper the fall.
 
 `two_step` is logged as the share of batches attacked in two steps: its sum over epochs is the k of
 the tables' "epochs + k", if that is what the authors count. The host reads a mean once per window,
@@ -49,7 +50,7 @@ class Falls:
     """Whether the latest window of a noisy series fell out of the range of those before.
 
     sums: of the values of this window and of their squares, (2,), on their device; seen: how
-    many. level: running means of the value and of its square, of the windows before.
+    many. level: running means of the value and of its variance, of the windows before.
     """
 
     sums: Tensor | None = None
@@ -65,16 +66,16 @@ class Falls:
         if self.seen < window:
             return
         mean, square = (self.sums / self.seen).tolist()
+        variance = max(0.0, square - mean**2)
         self.sums, self.seen = None, 0
         if self.level is None:
-            self.level = mean, square
+            self.level = mean, variance
             return
-        usual, usual_square = self.level
-        spread = sqrt(max(0.0, usual_square - usual**2))
-        self.falling = mean < usual - deviations * spread
+        usual, usual_variance = self.level
+        self.falling = mean < usual - deviations * sqrt(usual_variance)
         self.level = (
             memory * usual + (1 - memory) * mean,
-            memory * usual_square + (1 - memory) * square,
+            memory * usual_variance + (1 - memory) * variance,
         )
 
 
@@ -104,8 +105,8 @@ class NuatH(Defense):
                 deviations=self.deviations,
                 memory=self.memory,
             )
-        twice = self.falls.falling
         weight = self.weight(now)
+        twice = self.falls.falling and weight > 0
         objective = cross_entropy
         if twice or not self.alternate or now.batch % 2:
             objective = guidance(model, x, distance=nuclear, weight=weight, mode=self.reference)
