@@ -34,7 +34,7 @@ from advtrain.types import Moment
 
 COLUMNS = ("method", "passes", "units", "ms", "of the bare loop")
 LAYERS = (nn.Conv2d, nn.Linear)
-NOW = Moment(step=1, epoch=1.01, progress=0.5, batch=1)  # GAT and NuAT guide their attack here
+NOW = Moment(step=101, epoch=1.01, progress=0.505, batch=1)  # GAT and NuAT guide their attack here
 
 
 class Pass(NamedTuple):

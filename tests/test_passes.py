@@ -18,8 +18,8 @@ from advtrain.types import Moment
 
 PAGE = Path(__file__).parents[1] / "docs" / "defenses.md"
 K = 4
-GUIDED = Moment(step=1, epoch=1.5, progress=0.5, batch=1)  # the second batch of an epoch
-PLAIN = Moment(step=2, epoch=1.5, progress=0.5, batch=2)
+GUIDED = Moment(step=5, epoch=1.25, progress=0.5, batch=1)  # the second batch of an epoch of 4
+PLAIN = Moment(step=6, epoch=1.5, progress=0.6, batch=2)
 UNITS: dict[str, list[tuple[Moment, float]]] = {
     "standard": [(PLAIN, 3)],
     "fgsm_at": [(PLAIN, 5)],
