@@ -12,6 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from advtrain import checkpoints
 from advtrain.averages import Ema
+from advtrain.defenses.base import Clean
+from advtrain.defenses.standard import Standard
 from advtrain.descents.awp import Awp
 from advtrain.descents.plain import Plain
 from advtrain.inference import swift
@@ -22,6 +24,7 @@ from advtrain.modes import crafting, frozen_statistics
 from advtrain.operators import Convolution, convolution_norm, convolutions, layers, leading_image
 from advtrain.precision import low_precision
 from advtrain.runs import load_run, start_weights
+from advtrain.training import total_loss
 from advtrain.types import Moment
 
 SHAPE = (1, 8, 8)
@@ -280,6 +283,20 @@ def test_training_begins_with_weights_of_the_network_without_them(tmp_path) -> N
     )
     original = "head.parametrizations.weight.original"
     torch.testing.assert_close(divided[original], plain["head.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_penalty_on_the_weights_does_not_move_what_the_norm_is_followed_by(kind: str) -> None:
+    def penalty(model: nn.Module) -> Tensor:
+        return sum(layer.weight.square().sum() for layer in layers(model).values())
+
+    parcel, found = Clean(images(8), torch.arange(8)), []
+    for penalties in ({}, {"squares": penalty}):
+        model = network(kind).train()
+        loss, _ = total_loss(model, Standard(), penalties, parcel)
+        loss.backward()
+        found.append(buffers(model))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_another_kind_is_refused_at_once(tmp_path) -> None:

@@ -37,6 +37,8 @@ class Kind:
             return " or ".join(str(kind) for kind in self.of)
         if self.name == "choice":
             return "one of " + ", ".join(str(choice) for choice in self.choices)
+        if self.name == "mapping" and self.of:
+            return f"a mapping, {{a: b}}, each b {self.of[0]}"
         if self.length is not None:
             return f"a list of {self.length}, each {self.of[0]}"
         if self.allowed is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from advtrain.freezing import Freezing
-from advtrain.modes import crafting
+from advtrain.modes import crafting, frozen_statistics
 from advtrain.seeding import derive
 from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule
 
@@ -108,7 +108,8 @@ def total_loss(
 ) -> tuple[Tensor, Logs]:
     loss, logs = defense.loss(model, parcel)
     for name, penalty in penalties.items():
-        term = penalty(model)
+        with frozen_statistics(model):  # norms followed by the power method stay where they are
+            term = penalty(model)
         loss = loss + term
         logs = {**logs, name: term.detach()}
     return loss, logs
