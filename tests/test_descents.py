@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from method_cases import batch, network
 from torch import Tensor, nn
 
 from advtrain.descents.awp import Awp
@@ -27,24 +28,6 @@ class Quadratic(nn.Module):
     def evaluate(self) -> tuple[Tensor, dict[str, Tensor]]:
         loss = (self.matrix.square().sum() + self.vector.square().sum()) / 2
         return loss, {"half": loss.detach() / 2}
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64, 3),
-        )
-
-
-def batch(seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand((8, 1, 4, 4), generator=generator)
-    return x, torch.randint(3, (8,), generator=generator)
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -193,7 +176,7 @@ def test_weight_perturbation_equals_one_step_of_a_copy_of_the_network():
     ours, theirs = network(), network()
     fast, slow = (sgd(m, momentum=0.9, weight_decay=5e-4) for m in (ours, theirs))
     for seed in range(4):
-        x, y = batch(seed)
+        x, y = batch(seed=seed)
         AWP(ours, fast, partial(cross_entropy, ours, x, y), NOW)
 
         copy = network().double()

@@ -203,20 +203,19 @@ def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = 
     try:
         require_parts("fresh", fresh, [name for name, _ in model.named_parameters()])
         if given is not None:
-            file, left = checkpoints.locate(given), tuple(fresh)
-            tensors = checkpoints.weights(checkpoints.load(file), file)
-            checkpoints.restore(model, divided(model, tensors), file, left)
-            plain = not any(name.endswith(ORIGINAL) for name in tensors)
+            file, key = checkpoints.locate(given), "checkpoint"
+            tensors = checkpoints.weights(checkpoints.load(file, key), file, key)
+            left = tuple(fresh)
         else:
             assert isinstance(start, Pretrained)
             file, key = start.file(), "model.pretrained"
             tensors = checkpoints.weights(checkpoints.load(file, key), file, key)
             tensors = translated(model, tensors)
             left = (*fresh, *left_out(model, tensors))
-            checkpoints.restore(model, divided(model, tensors), file, left, key)
-            plain = True
+        checkpoints.restore(model, divided(model, tensors), file, left, key)
+        if given is None:
             advice = remark(model)
-        if plain:
+        if not any(name.endswith(ORIGINAL) for name in tensors):
             refresh(model)
     except CheckpointError:
         raise

@@ -107,12 +107,12 @@ def total_loss(
     model: nn.Module, defense: Defense, penalties: Mapping[str, Penalty], parcel: Any
 ) -> tuple[Tensor, Logs]:
     loss, logs = defense.loss(model, parcel)
-    for name, penalty in penalties.items():
-        with frozen_statistics(model):  # norms followed by the power method stay where they are
-            term = penalty(model)
-        loss = loss + term
-        logs = {**logs, name: term.detach()}
-    return loss, logs
+    if not penalties:
+        return loss, logs
+    with frozen_statistics(model):  # norms followed by the power method stay where they are
+        terms = {name: penalty(model) for name, penalty in penalties.items()}
+    loss = sum(terms.values(), start=loss)
+    return loss, {**logs, **{name: term.detach() for name, term in terms.items()}}
 
 
 def train_step(state: TrainState, x: Tensor, y: Tensor, now: Moment, method: Method) -> Logs:
