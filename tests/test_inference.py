@@ -187,7 +187,7 @@ def test_a_hidden_linear_layer_reads_maps_in_the_order_in_which_they_lie() -> No
     model = nn.Sequential(*body, nn.ReLU(), nn.Linear(7, 4)).eval()
     fast = swift(model, images())
     assert [type(part).__name__ for part in fast][2] == "Unrolled"
-    assert not torch.equal(fast[3].weight, model[3].weight)
+    assert not torch.equal(fast[3].layer.weight, model[3].weight)
     agree(fast, model, images(3, *SHAPE, seed=2))
     short = swift(nn.Sequential(*body).eval(), images())
     assert isinstance(short[2], nn.Flatten)  # whose output is features of this one

@@ -64,7 +64,7 @@ def test_a_swift_copy_takes_it_and_keeps_its_gradients():
     model = nn.Sequential(
         nn.Conv2d(1, 8, 4, 2, 1, bias=False),
         nn.BatchNorm2d(8),
-        nn.ReLU(),
+        nn.Tanh(),
         nn.Flatten(),
         nn.Linear(8 * 49, 3),
     ).eval()

@@ -3,8 +3,9 @@
 In evaluation mode batch norm is an affine map with constants, so it goes into the convolution or
 linear layer before it. A ReLU then overwrites what it reads, and kernels are stored channels last,
 which processors prefer; a GPU does in half precision only. A linear layer that reads flattened maps
-takes them in that order, so that nothing is copied. On a processor strided layers of few channels
-get a faster gradient, see `strided`.
+takes them in that order, so that nothing is copied. On a processor a layer applies the ReLU after
+it by itself, see `rectified`, and strided layers of few channels get a faster gradient, see
+`strided`.
 
 Parts of a copy are exchanged, its code runs as it is: control flow, `features` and low precision
 stay. Which part follows which is read from the graph of one pass, and a network whose logits come
@@ -23,6 +24,7 @@ from torch.autograd.graph import Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from advtrain.precision import full_precision, is_low
+from advtrain.rectified import Rectified, offered
 from advtrain.strided import Strided, gains
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -53,6 +55,7 @@ def swift(model: nn.Module, x: Tensor) -> nn.Module:
                 _unroll(fast, joints, maps)
             fast.to(memory_format=layout)
             if x.device.type == "cpu" and not is_low(fast):
+                _rectify(fast, joints)
                 _exchange(fast)
             if _agree(fast, deepcopy(model), x):
                 return fast
@@ -155,11 +158,28 @@ class Unrolled(nn.Module):
         return maps.permute(0, 2, 3, 1).flatten(1)
 
 
+def _rectify(model: nn.Module, joints: dict[str, str]) -> None:
+    """Let layers apply the ReLU that alone reads what they return, past a norm folded into them."""
+    for name, follower in joints.items():
+        if isinstance(model.get_submodule(follower), nn.Identity):
+            follower = joints.get(follower, follower)
+        layer, after = model.get_submodule(name), model.get_submodule(follower)
+        if isinstance(after, nn.ReLU) and offered(layer) and _untouched(layer):
+            model.set_submodule(name, Rectified(layer))
+            model.set_submodule(follower, nn.Identity())
+
+
 def _exchange(model: nn.Module) -> None:
     """Put a faster gradient behind strided layers of few channels."""
     for name, part in list(model.named_modules()):
-        if name and gains(part) and not _hooked(part) and part.__dict__.get("forward") is None:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if name and gains(part) and _untouched(part) and not isinstance(owner, Rectified):
             model.set_submodule(name, Strided(part))
+
+
+def _untouched(part: nn.Module) -> bool:
+    """Whether a call of `part` is its class's own, nothing around it."""
+    return not _hooked(part) and part.__dict__.get("forward") is None
 
 
 def _agree(fast: nn.Module, model: nn.Module, x: Tensor) -> bool:

@@ -89,13 +89,25 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
-        spread = _interleave(_spread(gradient, taps), ctx.stride, last=ctx.last)
-        (top, left), (height, width) = ctx.padding, ctx.size
-        seen = spread[:, :, top : top + height, left : left + width]
-        below, beside = height - seen.shape[2], width - seen.shape[3]  # that no tap reaches
-        if below or beside:
-            seen = F.pad(seen, (0, beside, 0, below))
+        seen = input_gradient(gradient, taps, ctx.stride, ctx.padding, ctx.size, last=ctx.last)
         return seen, None, None, None, None, None
+
+
+def input_gradient(
+    gradient: Tensor,
+    taps: Tensor,
+    stride: int,
+    padding: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    last: bool,
+) -> Tensor:
+    """The gradient to an input of so many pixels, from that to the output; channels `last`."""
+    spread = _interleave(_spread(gradient, taps), stride, last=last)
+    (top, left), (height, width) = padding, size
+    seen = spread[:, :, top : top + height, left : left + width]
+    below, beside = height - seen.shape[2], width - seen.shape[3]  # that no tap reaches
+    return F.pad(seen, (0, beside, 0, below)) if below or beside else seen
 
 
 def _spread(gradient: Tensor, taps: Tensor) -> Tensor:
