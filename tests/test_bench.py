@@ -140,8 +140,6 @@ def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
     model = net()
     model.register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
     given = bench_subject.Subject(model, torch.rand(2, 1, 2, 2), torch.zeros(2), {}, "")
-    options = bench_certification.parse(
-        ["--images", "2", "--n0", "5", "--n", "20", "--batch", "16"]
-    )
+    options = bench_certification.parse(["--images=2", "--n0=5", "--n=20", "--batch=16"])
     bench_certification.bare(given, options)()
     assert sizes == [16, 16, 16, 2]

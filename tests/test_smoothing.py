@@ -180,7 +180,7 @@ def test_of_ten_thousand_certificates_a_share_alpha_at_most_exceeds_the_true_dis
 
 
 def published(selection, estimation, sigma, alpha):
-    """CERTIFY of Cohen et al. 2019 from the counts of an image, its interval by inverting a test."""
+    """CERTIFY of Cohen et al. 2019 from the counts of an image; the interval inverts a test."""
     guess, n = int(selection.argmax()), int(estimation.sum())
     test = binomtest(int(estimation[guess]), n, alternative="greater")
     p_low = test.proportion_ci(confidence_level=1 - alpha, method="exact").low
@@ -355,8 +355,8 @@ def test_model_is_left_as_it_was_and_judged_in_evaluation_mode(images, wrap):
     assert [module.training for module in model.modules()] == [True, False, True, True]
     judged = Smoothed(model.eval(), 2, 0.25)
     assert torch.equal(counts, judged.counts(images, 100, seeds=range(7)))
-    for ours, expected in zip(certificates, judged.certify(images, 20, 100, seeds=range(7))):
-        assert torch.equal(ours, expected)
+    classes, radii = judged.certify(images, 20, 100, seeds=range(7))
+    assert torch.equal(certificates[0], classes) and torch.equal(certificates[1], radii)
 
 
 def test_mode_returns_when_the_model_raises(images):
