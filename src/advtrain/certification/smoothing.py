@@ -40,9 +40,10 @@ from advtrain.types import Classifier
 
 ABSTAIN = -1
 
-BLOCK = 500
-"""Draws of one image per call of its generator. Fixed: a stream cut otherwise has other values,
-and results would depend on the batch size."""
+BLOCK, NUMBERS = 500, 2**24
+"""Draws of one image per call of its generator, fewer where they would be more than so many
+numbers. A function of its shape alone: a stream cut otherwise has other values, and results would
+depend on the batch size."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Smoothed:
     Everywhere below: x is float32 or float64, (N, C, H, W) or (N, D), on the device of the model;
     results are on that device. Modules run in evaluation mode and have their modes back
     afterwards; those hidden in a closure are found by nobody, and are the caller's to set. The
-    noise of image i is drawn from a generator seeded by `seeds[i]` alone, so an
-    image gives the same result by itself as among others. Without `seeds`, they are drawn from
-    `generator`, and the global random state is untouched; without both, from the global one.
+    noise of image i is drawn from a generator seeded by `seeds[i]` alone, so an image gives the
+    same result by itself as among others. Without `seeds`, they are drawn from `generator`, and
+    the global random state is untouched; without both, from the global one.
     A model that draws numbers itself must draw them afresh for each row, and does so from
     wherever it likes: f is then random, and claims about g hold as before, over both.
 
@@ -191,10 +192,11 @@ class Smoothed:
         """
         size = min(self.batch_size, n * len(x))
         buffer = x.new_empty((size, *x.shape[1:]))
-        block = x.new_empty((min(BLOCK, n), *x.shape[1:]))
+        rows = min(BLOCK, n, max(1, NUMBERS // x[:1].numel()) if len(x) else 1)
+        block = x.new_empty((rows, *x.shape[1:]))
         filled = 0
         for image, stream in zip(x, streams, strict=True):
-            for drawn in range(0, n, BLOCK):
+            for drawn in range(0, n, rows):
                 noise = block[: n - drawn]
                 self.noise.fill(noise, stream)
                 while len(noise):
