@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binomtest, norm
 from torch import nn
 
+from advtrain.certification import smoothing
 from advtrain.certification.bounds import (
     draws_needed,
     largest_radius,
@@ -17,6 +18,7 @@ from advtrain.certification.bounds import (
     radius,
     rank_p_value,
 )
+from advtrain.certification.noise import Gaussian
 from advtrain.certification.smoothing import ABSTAIN, BLOCK, Smoothed, _streams
 
 Z = NormalDist()
@@ -409,6 +411,23 @@ def test_absurd_smoothing_is_refused_at_construction(configuration, message):
 def test_wrong_calls_are_refused_in_a_sentence(images, call, message):
     with pytest.raises(ValueError, match=message):
         call(Smoothed(HalfSpace(), 2, 0.25), images)
+
+
+def test_blocks_of_large_images_are_small_and_the_same_for_every_batch_size(images, monkeypatch):
+    monkeypatch.setattr(smoothing, "NUMBERS", 70)  # four images of 16 pixels
+    asked = []
+
+    class Watched(Gaussian):
+        def fill(self, out, stream):
+            asked.append(len(out))
+            super().fill(out, stream)
+
+    counts = [
+        Smoothed(HalfSpace(), 2, 0.25, size, Watched()).counts(images, 30, seeds=range(7))
+        for size in (3, 1000)
+    ]
+    assert asked == 14 * [*7 * [4], 2]
+    assert torch.equal(*counts)
 
 
 @pytest.mark.gpu
