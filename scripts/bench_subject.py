@@ -4,7 +4,7 @@ Without `--root` the images are the digits of scikit-learn, blown up; without `-
 network is trained on them for a moment, by FGSM from random starts, the same each time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advtrain import checkpoints
 from advtrain.attacks.pgd import pgd
 from advtrain.data import readers
-from advtrain.models.resnet import resnet18
+from advtrain.models.resnet import cifar_resnet, resnet18
 from advtrain.models.small import mnist_cnn
 from advtrain.modes import crafting
 from advtrain.threat import Linf
@@ -47,6 +47,13 @@ class Subject(NamedTuple):
 KINDS = {
     "mnist_cnn": Kind((1, 28, 28), {"linf": 0.3, "l2": 2.0}, 200),
     "resnet18": Kind((3, 32, 32), {"linf": 8 / 255, "l2": 0.5}, 25),
+    "resnet110": Kind((3, 32, 32), {"linf": 8 / 255, "l2": 0.5}, 0),  # minutes, if it were trained
+}
+
+MAKERS: Mapping[str, Callable[..., nn.Module]] = {
+    "mnist_cnn": partial(mnist_cnn, **PLAIN),
+    "resnet18": partial(resnet18, stem="auto", **PLAIN),
+    "resnet110": partial(cifar_resnet, depth=110, **PLAIN),
 }
 
 
@@ -58,17 +65,15 @@ def subject(name: str, batch: int, root: str | None, checkpoint: str | None) -> 
     kind = KINDS[name]
     eps = {norm: radius / (1 if root else 2) for norm, radius in kind.eps.items()}
     torch.manual_seed(0)
-    if name == "mnist_cnn":
-        model: nn.Module = mnist_cnn(kind.shape, 10, **PLAIN)
-    else:
-        model = resnet18(kind.shape, 10, stem="auto", **PLAIN)
+    model: nn.Module = MAKERS[name](kind.shape, 10)
     train, test, source = _digits(kind.shape) if root is None else _published(name, root)
     x, y = test
     if batch > len(x):
         raise SystemExit(f"--batch is {batch}; the test split of {source} has {len(x)} images.")
     if checkpoint is None:
         _train(model, *train, eps["linf"], kind.updates)
-        story = f"{kind.updates} updates on {source}"
+        trained = f"{kind.updates} updates" if kind.updates else "as initialised"
+        story = f"{trained} on {source}"
     else:
         _load(model, Path(checkpoint))
         story = f"weights of {Path(checkpoint).name}, images of {source}"

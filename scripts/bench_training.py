@@ -129,8 +129,9 @@ def measure(name: str, options: argparse.Namespace) -> list[str]:
 
 def prepared(name: str, options: argparse.Namespace) -> Step:
     """A step of `defense=name` on this network, with the optimizer that it comes with."""
-    kind, data = KINDS[options.model], {"mnist_cnn": "mnist", "resnet18": "cifar10"}
-    overrides = [f"defense={name}", f"dataset={data[options.model]}", f"model={options.model}"]
+    kind = KINDS[options.model]
+    dataset = "mnist" if options.model == "mnist_cnn" else "cifar10"
+    overrides = [f"defense={name}", f"dataset={dataset}", f"model={options.model}"]
     with composed([*overrides, f"attack.steps={options.steps}"]) as composition:
         config = plain(ours(composition))
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import bench_attacks
+import bench_certification
 import bench_peers
 import bench_subject
 import benchmark
@@ -98,3 +100,46 @@ def test_peers_that_are_installed_run(peer: str) -> None:
         model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)).eval()
         run = bench_peers.PEERS[peer](attack, model, settings)
         assert run is not None and run(*given).shape == given[0].shape
+
+
+CORE = """
+import torch
+from scipy.stats import norm, binom_test
+from statsmodels.stats.proportion import proportion_confint
+
+class Smooth:
+    def __init__(self, model, classes, sigma):
+        self.model = model
+
+    def certify(self, x, n0, n, alpha, batch):
+        assert torch.zeros(1, device='cuda').device.type == "cpu"
+        return 3, norm.ppf(proportion_confint(n, n, alpha=2 * alpha, method="beta")[0])
+"""
+
+
+def test_certificates_are_timed_beside_the_bare_loop_and_the_published_code(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    (tmp_path / "core.py").write_text(CORE)
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=2)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    monkeypatch.setattr(bench_certification, "installed", lambda peer: None)
+    options = "--images 3 --n0 5 --n 40 --batch 16 --rounds 2 --markdown --cohen"
+    bench_certification.main([*options.split(), str(tmp_path / "core.py")])
+    out = capsys.readouterr().out
+    assert "skipped: art is not installed" in out and "skipped: cohen" not in out
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["bare loop", "ours", "cohen"]
+    assert rows[2][3] == "1.00 (1.00 to 1.00)"
+    assert rows[4][4] == f"3, {NormalDist().inv_cdf(0.001 ** (1 / 40)):.3f}"
+
+
+def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
+    sizes: list[int] = []
+    model = net()
+    model.register_forward_hook(lambda module, given, logits: sizes.append(len(logits)))
+    given = bench_subject.Subject(model, torch.rand(2, 1, 2, 2), torch.zeros(2), {}, "")
+    options = bench_certification.parse(["--images=2", "--n0=5", "--n=20", "--batch=16"])
+    bench_certification.bare(given, options)()
+    assert sizes == [16, 16, 16, 2]

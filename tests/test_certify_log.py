@@ -22,6 +22,7 @@ import sys
 
 import pytest
 
+from advtrain.certification.bounds import largest_radius
 from advtrain.certification.log import HEADER, Certificate, Writer, clock, parse, read, repair
 from advtrain.certification.summary import default_radii, summarise
 
@@ -183,9 +184,9 @@ def test_summary_is_plain_json_and_the_same_from_the_log(tmp_path, certificates)
 
 
 def test_radii_reach_as_far_as_the_draws_can_certify():
-    assert default_radii(0.25, 1000, 0.001) == [0.25, 0.5]
-    assert default_radii(0.5, 100_000, 0.001)[-1] == 1.75
-    assert default_radii(1.0, 100_000, 0.001)[-1] == 3.75
+    assert default_radii(largest_radius(0.25, 1000, 0.001)) == [0.25, 0.5]
+    assert default_radii(largest_radius(0.5, 100_000, 0.001))[-1] == 1.75
+    assert default_radii(largest_radius(1.0, 100_000, 0.001))[-1] == 3.75
 
 
 def test_radii_may_be_chosen_and_keep_their_names():

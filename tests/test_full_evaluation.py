@@ -171,6 +171,16 @@ def test_a_network_that_misleads_is_named_at_once(tmp_path, caplog, network, che
     assert escape(message) in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_what_a_certificate_of_a_random_network_is_of_is_said_beside_it(tmp_path, caplog):
+    rows = [f"~eval.attacks.{name}" for name in ("fgsm", "pgd_linf", "pgd_l2")]
+    assert foreign(tmp_path, "Noisy", "eval=standard", *rows)["state"] == "done"
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    (message,) = (each["message"] for each in found["warnings"] if each["row"] == "certified")
+    assert "averages over those too" in message
+    assert any(message in record.getMessage() for record in caplog.records)
+    assert escape(message) in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("said", "name"),
     [([], "digits-custom-w"), (["defense=trades"], "digits-custom-trades"), (["name=me"], "me")],

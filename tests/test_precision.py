@@ -10,7 +10,7 @@ from advtrain.models.linear import linear
 from advtrain.models.network import Network
 from advtrain.models.small import small_cnn
 from advtrain.models.wide_resnet import wide_resnet
-from advtrain.precision import full_precision, is_low, low_precision
+from advtrain.precision import computing_in, full_precision, is_low, low_precision
 
 CIFAR = (3, 32, 32)
 
@@ -190,3 +190,26 @@ def test_a_network_inside_another_is_found() -> None:
     with full_precision(outer):
         assert not is_low(outer) and torch.equal(outer(images()), before)
     assert is_low(inner)
+
+
+@pytest.mark.parametrize("trained_in", ["fp32", "bf16"])
+def test_a_network_computes_in_either_precision_for_a_while(trained_in: str) -> None:
+    network, x = plain(), images()
+    exact = network(x)
+    low = low_precision(copy.deepcopy(network))(x)
+    if trained_in == "bf16":
+        low_precision(network)
+    before = network(x)
+    for precision, expected in (("fp32", exact), ("bf16", low)):
+        with computing_in(network, precision):
+            assert is_low(network) == (precision == "bf16")
+            assert torch.equal(network(x), expected)
+        assert is_low(network) == (trained_in == "bf16")
+        assert torch.equal(network(x), before)
+
+
+def test_a_network_without_layers_has_no_low_precision_and_is_left_as_it_was() -> None:
+    network = nn.Flatten()
+    with pytest.raises(ValueError, match="Use precision=fp32"), computing_in(network, "bf16"):
+        pass
+    assert not is_low(network)

@@ -7,9 +7,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from torch import nn
 
+from advtrain.certification import smoothing
 from advtrain.certification.bounds import (
     draws_needed,
     largest_radius,
@@ -17,7 +18,8 @@ from advtrain.certification.bounds import (
     radius,
     rank_p_value,
 )
-from advtrain.certification.smoothing import ABSTAIN, BLOCK, Smoothed
+from advtrain.certification.noise import Gaussian
+from advtrain.certification.smoothing import ABSTAIN, BLOCK, Smoothed, _streams
 
 Z = NormalDist()
 
@@ -166,6 +168,46 @@ def test_radii_of_a_halfspace_are_its_distance_from_below():
     assert classes.dtype == torch.int64 and radii.dtype == torch.float64
 
 
+def test_of_ten_thousand_certificates_a_share_alpha_at_most_exceeds_the_true_distance():
+    """With noise as it is drawn, and the class guessed from few draws."""
+    sigma, alpha, images = 0.25, 0.05, 10_000
+    x = torch.zeros(images, 2)
+    x[:, 0] = 0.5 + torch.linspace(-2 * sigma, 2 * sigma, images)
+    s = Smoothed(HalfSpace(), 2, sigma, batch_size=20_000)
+    classes, radii = s.certify(x, n0=5, n=60, alpha=alpha, seeds=range(images))
+    right = classes == (x[:, 0] > 0.5)
+    wrong = (radii > (x[:, 0] - 0.5).abs()) | (~right & (classes != ABSTAIN))
+    assert 0 < int(wrong.sum()) <= images * alpha + 3.1 * (images * alpha) ** 0.5
+    assert int((classes != ABSTAIN).sum()) > images / 2
+
+
+def published(selection, estimation, sigma, alpha):
+    """CERTIFY of Cohen et al. 2019 from the counts of an image; the interval inverts a test."""
+    guess, n = int(selection.argmax()), int(estimation.sum())
+    test = binomtest(int(estimation[guess]), n, alternative="greater")
+    p_low = test.proportion_ci(confidence_level=1 - alpha, method="exact").low
+    return (ABSTAIN, 0.0) if p_low < 0.5 else (guess, sigma * norm.ppf(p_low))
+
+
+@pytest.mark.parametrize(("n0", "n", "alpha"), [(10, 100, 0.001), (100, 3000, 0.01)])
+def test_decisions_and_radii_are_those_of_the_published_algorithm(n0, n, alpha):
+    """Beside the authors' core.py itself, with its interval from SciPy, given the same counts of
+    2000 images (linear network, ten classes, sigma 0.25, n0 100): with n 100 and with n 1000 all
+    classes, abstentions and radii were the same to the bit, and all answers of PREDICT.
+    """
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).eval()
+    x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(4))
+    s, seeds = Smoothed(model, 5, 0.25), range(60)
+    classes, radii = s.certify(x, n0, n, alpha, seeds=seeds)
+    streams = _streams(x, seeds, None)  # which both counts share, one after the other
+    counts = [s._counts(x, name, draws, streams).numpy() for name, draws in (("n0", n0), ("n", n))]
+    expected = [published(*pair, 0.25, alpha) for pair in zip(*counts, strict=True)]
+    assert classes.tolist() == [guess for guess, _ in expected]
+    assert radii.tolist() == pytest.approx([radius for _, radius in expected], abs=1e-9)
+    assert ABSTAIN in classes and len(classes.unique()) >= 3
+
+
 def test_decisions_follow_from_the_counts_by_the_formulas(images):
     s, n0, n, alpha, seeds = Smoothed(HalfSpace(0.6), 2, 0.5), 40, 700, 0.01, range(7)
     classes, radii = s.certify(images, n0, n, alpha, seeds=seeds)
@@ -311,7 +353,12 @@ def test_model_is_left_as_it_was_and_judged_in_evaluation_mode(images, wrap):
     assert [module.training for module in model.modules()] == [True, False, True, True]
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert torch.equal(counts, Smoothed(model.eval(), 2, 0.25).counts(images, 100, seeds=range(7)))
+    certificates = s.certify(images, 20, 100, seeds=range(7))
+    assert [module.training for module in model.modules()] == [True, False, True, True]
+    judged = Smoothed(model.eval(), 2, 0.25)
+    assert torch.equal(counts, judged.counts(images, 100, seeds=range(7)))
+    classes, radii = judged.certify(images, 20, 100, seeds=range(7))
+    assert torch.equal(certificates[0], classes) and torch.equal(certificates[1], radii)
 
 
 def test_mode_returns_when_the_model_raises(images):
@@ -352,7 +399,10 @@ def test_absurd_smoothing_is_refused_at_construction(configuration, message):
         (lambda s, x: s.certify(x, alpha=1.0), "alpha is 1"),
         (lambda s, x: s.predict(x, n=0), "n is 0"),
         (lambda s, x: s.predict(x, alpha=1.5), "alpha is 1.5"),
+        (lambda s, x: s.certify(x, n=100.5), "n is 100.5; allowed is a whole number"),
+        (lambda s, x: s.certify(x, n0=-3), "n0 is -3; allowed is a whole number"),
         (lambda s, x: s.predict(x.to(torch.uint8)), "uint8"),
+        (lambda s, x: s.predict(x.to(torch.bfloat16)), "bfloat16"),
         (lambda s, x: s.predict(x[:, 0, 0, 0]), "shape"),
         (lambda s, x: s.predict(x, seeds=[1]), "1 seeds were given for 7"),
         (lambda s, x: s.predict(x, seeds=range(7), generator=torch.Generator()), "give one"),
@@ -361,6 +411,23 @@ def test_absurd_smoothing_is_refused_at_construction(configuration, message):
 def test_wrong_calls_are_refused_in_a_sentence(images, call, message):
     with pytest.raises(ValueError, match=message):
         call(Smoothed(HalfSpace(), 2, 0.25), images)
+
+
+def test_blocks_of_large_images_are_small_and_the_same_for_every_batch_size(images, monkeypatch):
+    monkeypatch.setattr(smoothing, "NUMBERS", 70)  # four images of 16 pixels
+    asked = []
+
+    class Watched(Gaussian):
+        def fill(self, out, stream):
+            asked.append(len(out))
+            super().fill(out, stream)
+
+    counts = [
+        Smoothed(HalfSpace(), 2, 0.25, size, Watched()).counts(images, 30, seeds=range(7))
+        for size in (3, 1000)
+    ]
+    assert asked == 14 * [*7 * [4], 2]
+    assert torch.equal(*counts)
 
 
 @pytest.mark.gpu

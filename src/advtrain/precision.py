@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,22 @@ def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, before in flags:
             setattr(part, FLAG, before)
+
+
+@contextmanager
+def computing_in(model: nn.Module, precision: Literal["fp32", "bf16"]) -> Iterator[nn.Module]:
+    """Within the block `model` computes as it would after training in that precision.
+
+    Raises ValueError for bf16 as `low_precision` does.
+    """
+    with full_precision(model):
+        if precision == "bf16":
+            low_precision(model)
+        try:
+            yield model
+        finally:
+            if precision == "bf16":
+                setattr(model, FLAG, None)
 
 
 def replace(module: nn.Module, name: str, change: Callable[[Method], Method]) -> None:

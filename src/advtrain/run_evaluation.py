@@ -35,7 +35,7 @@ from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
 from advtrain.results import attack_name, document, printable, row_record, worst_case
-from advtrain.run_certification import certify
+from advtrain.run_certification import certify, doubted
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
 from advtrain.trust import contradictions
@@ -75,6 +75,8 @@ def evaluate_model(
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
     shown = probed(model, setting, size)
+    if plan.certify is not None:
+        shown += doubted(model, setting, {warning["check"] for warning in shown})
     seen = fingerprint(
         digest(model), known_as(model, setting, size), setting.config["model"], examined
     )
@@ -136,7 +138,8 @@ def evaluate_model(
             write_run(setting.directory)
         raise
     if plan.certify is not None:
-        certified = certify(model, setting, plan.certify, seen, stop)
+        with told("certify: "):
+            certified = certify(model, setting, plan.certify, seen, stop)
     return write()
 
 

@@ -48,14 +48,19 @@ class Validation:
 
 @dataclass(frozen=True)
 class Certification:
-    """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples."""
+    """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples.
+
+    precision: of the network that is certified, whatever it was trained in.
+    """
 
     sigma: Positive
+    noise: Literal["gaussian", "uniform"]
     n0: Count
     n: Count
     alpha: Probability
     size: Count | None
     batch_size: Count
+    precision: Literal["fp32", "bf16"]
 
     def __post_init__(self) -> None:
         if self.n < draws_needed(self.alpha):

@@ -5,12 +5,13 @@ network. `lower_bound` is the paper's LowerConfBound, `rank_p_value` its BinomPV
 """
 
 from math import expm1, floor, log
+from numbers import Integral
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from advtrain.ranges import Range, require
+from advtrain.ranges import Range, RangeError, require
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +74,12 @@ def draws_needed(alpha: float) -> int:
     """The smallest `n` with alpha^(1/n) > 1/2: with fewer draws every image is abstained on."""
     require("alpha", alpha, LEVEL)
     return floor(-log(alpha) / log(2)) + 1
+
+
+def require_draws(name: str, value: int) -> None:
+    """Raise RangeError where `value` is not a number of draws: whole, and at least 1."""
+    if not isinstance(value, Integral) or value < 1:
+        raise RangeError(f"{name} is {value}; allowed is a whole number of draws, at least 1.")
 
 
 def rank_p_value(top: ArrayLike, second: ArrayLike) -> Floats:

@@ -1,10 +1,12 @@
 """Randomised smoothing (Cohen et al. 2019, https://arxiv.org/abs/1902.02918, section 3.2).
 
-From a classifier f: g(x), the class that f returns most often on x + e with e ~ N(0, sigma^2 I).
-CERTIFY and PREDICT are claims about g, which is what must be deployed, not about f.
+From a classifier f: g(x), the class that f returns most often on x + e with e ~ N(0, sigma^2 I),
+or with uniform e, see `noise`. CERTIFY and PREDICT are claims about g, which is what must be
+deployed, not about f: the network as given, in the precision that it computes in.
 
-sigma and radii are l2 distances in pixel units of [0, 1]. Noise is added to the pixels, before
-the model's own normalisation, and not clipped: a clipped Gaussian would certify nothing.
+sigma is the standard deviation of the noise of a pixel; it and radii, in l2 under Gaussian noise
+and in l1 under uniform, are in pixel units of [0, 1]. Noise is added to the pixels, before the
+model's own normalisation, and not clipped: clipped noise would certify nothing.
 
 A draw whose logits are not all finite counts as a trial and for no class, so it can only cost a
 certificate, never give one.
@@ -28,18 +30,20 @@ from advtrain.certification.bounds import (
     POSITIVE,
     draws_needed,
     lower_bound,
-    radius,
     rank_p_value,
+    require_draws,
 )
+from advtrain.certification.noise import GAUSSIAN, Noise
 from advtrain.modes import crafting
 from advtrain.ranges import Count, Positive, Probability, require
 from advtrain.types import Classifier
 
 ABSTAIN = -1
 
-BLOCK = 500
-"""Draws of one image per call of its generator. Fixed: a stream cut otherwise has other values,
-and results would depend on the batch size."""
+BLOCK, NUMBERS = 500, 2**24
+"""Draws of one image per call of its generator, fewer where they would be more than so many
+numbers. A function of its shape alone: a stream cut otherwise has other values, and results would
+depend on the batch size."""
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,25 @@ class Smoothed:
     together; it changes speed and memory, and results only as far as the rounding of `model`
     does with the size of its batch.
 
-    Everywhere below: x is floating point, (N, C, H, W) or (N, D), on the device of the model;
+    Everywhere below: x is float32 or float64, (N, C, H, W) or (N, D), on the device of the model;
     results are on that device. Modules run in evaluation mode and have their modes back
-    afterwards. The noise of image i is drawn from a generator seeded by `seeds[i]` alone, so an
-    image gives the same result by itself as among others. Without `seeds`, they are drawn from
-    `generator`, and the global random state is untouched; without both, from the global one.
+    afterwards; those hidden in a closure are found by nobody, and are the caller's to set. The
+    noise of image i is drawn from a generator seeded by `seeds[i]` alone, so an image gives the
+    same result by itself as among others. Without `seeds`, they are drawn from `generator`, and
+    the global random state is untouched; without both, from the global one.
     A model that draws numbers itself must draw them afresh for each row, and does so from
-    wherever it likes.
+    wherever it likes: f is then random, and claims about g hold as before, over both.
 
-    ValueError: sigma not positive; num_classes or batch_size < 1; n or n0 < 1; alpha outside
-    (0, 1); x not floating point; seeds not one per image, or with a generator; logits of another
-    width than num_classes.
+    ValueError: sigma not positive; num_classes or batch_size < 1; n or n0 no whole number from 1;
+    alpha outside (0, 1); x of another type; seeds not one per image, or with a generator; logits
+    of another width than num_classes.
     """
 
     model: Classifier
     num_classes: Count
     sigma: Positive
     batch_size: Count = 1000
+    noise: Noise = GAUSSIAN
 
     def __post_init__(self) -> None:
         require("Smoothed.num_classes", self.num_classes, COUNT)
@@ -83,14 +89,14 @@ class Smoothed:
         seeds: Sequence[int] | None = None,
         generator: Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Classes and l2 radii: CERTIFY, for each image.
+        """Classes and radii: CERTIFY, for each image.
 
         With probability at least 1 - alpha over the noise, for each image alone: either it is
         abstained on (class -1, radius 0), or g returns the class given at every point closer to
         the image than the radius, points outside the box included.
 
         The class is guessed from `n0` draws and its rate bounded from `n` fresh ones. Returns
-        int64 (N,) and float64 (N,). Radii are at most sigma Phi^-1(alpha^(1/n)).
+        int64 (N,) and float64 (N,). Radii are at most `noise.largest(sigma, n, alpha)`.
 
         ValueError: n so small that even n equal answers certify nothing, alpha^(1/n) <= 1/2.
         """
@@ -105,7 +111,7 @@ class Smoothed:
         # Fresh draws: the streams go on where the selection left them.
         hits = self._counts(x, "n", n, streams)[:, :-1].gather(1, guesses[:, None])[:, 0]
         p_low = lower_bound(hits.cpu().numpy(), n, alpha)
-        radii = torch.from_numpy(radius(p_low, self.sigma)).to(x.device)
+        radii = torch.from_numpy(self.noise.radius(p_low, self.sigma)).to(x.device)
         certain = radii > 0
         return guesses.where(certain, ABSTAIN), radii
 
@@ -150,7 +156,7 @@ class Smoothed:
 
         Nothing here waits for the device.
         """
-        require(name, n, COUNT)
+        require_draws(name, n)
         width = self.num_classes + 1
         counts = torch.zeros(len(x) * width, dtype=torch.int64, device=x.device)
         one = torch.ones(1, dtype=torch.int64, device=x.device)
@@ -181,15 +187,18 @@ class Smoothed:
     def _noisy(self, x: Tensor, n: int, streams: Sequence[Generator]) -> Iterator[Tensor]:
         """`n` noisy copies of each image, image after image, in full batches but for the last.
 
-        One buffer serves all batches: each is overwritten when the next is asked for.
+        One buffer serves all batches: each is overwritten when the next is asked for. Another
+        holds the draws of a block: fresh memory for each would cost a fifth of the time.
         """
         size = min(self.batch_size, n * len(x))
-        buffer = torch.empty((size, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        buffer = x.new_empty((size, *x.shape[1:]))
+        rows = min(BLOCK, n, max(1, NUMBERS // x[:1].numel()) if len(x) else 1)
+        block = x.new_empty((rows, *x.shape[1:]))
         filled = 0
         for image, stream in zip(x, streams, strict=True):
-            for drawn in range(0, n, BLOCK):
-                shape = (min(BLOCK, n - drawn), *image.shape)
-                noise = torch.randn(shape, generator=stream, dtype=x.dtype, device=x.device)
+            for drawn in range(0, n, rows):
+                noise = block[: n - drawn]
+                self.noise.fill(noise, stream)
                 while len(noise):
                     piece, noise = noise[: size - filled], noise[size - filled :]
                     end = filled + len(piece)
@@ -205,10 +214,11 @@ def _streams(
     x: Tensor, seeds: Sequence[int] | None, generator: Generator | None
 ) -> list[Generator]:
     """One generator per image, on its device."""
-    if not x.is_floating_point() or x.ndim < 2:
+    if x.dtype not in (torch.float32, torch.float64) or x.ndim < 2:
         raise ValueError(
-            f"x has dtype {x.dtype} and shape {tuple(x.shape)}; smoothing takes floating-point "
-            "images of shape (N, C, H, W) or (N, D). Write x.float() / 255 for bytes."
+            f"x has dtype {x.dtype} and shape {tuple(x.shape)}; smoothing takes float32 or float64 "
+            "images, which noise is rounded to, of shape (N, C, H, W) or (N, D). Write x.float(), "
+            "divided by 255 for bytes."
         )
     if seeds is not None and generator is not None:
         raise ValueError("seeds and generator were both given; give one, seeds fix all the noise.")

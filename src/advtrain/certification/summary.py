@@ -16,7 +16,7 @@ STEP = 0.25  # of the default radii, as in the paper's tables
 
 
 class Summary(TypedDict):
-    """accuracy, accuracy_at_radius and abstain are fractions of `examples`; radii are l2."""
+    """accuracy, accuracy_at_radius and abstain are fractions of `examples`."""
 
     sigma: float
     n0: int
@@ -40,9 +40,9 @@ def summarise(
 ) -> Summary:
     """The summary of certificates that were all made with `sigma`, `n0`, `n` and `alpha`.
 
-    Without `radii`, those of `default_radii`. accuracy is the one at radius 0. Each certificate
-    holds with probability at least 1 - alpha, so up to a share alpha of them may be expected
-    not to.
+    Without `radii`, those of `default_radii` under Gaussian noise. accuracy is the one at radius 0.
+    Each certificate holds with probability at least 1 - alpha, so up to a share alpha of them may
+    be expected not to.
 
     ValueError: no certificates; the same image twice.
     """
@@ -53,7 +53,7 @@ def summarise(
         raise ValueError("an image was certified twice; keep one certificate of each index.")
     certified = [each.radius for each in certificates if each.correct]
     if radii is None:
-        radii = default_radii(sigma, n, alpha)
+        radii = default_radii(largest_radius(sigma, n, alpha))
     return Summary(
         sigma=sigma,
         n0=n0,
@@ -69,9 +69,9 @@ def summarise(
     )
 
 
-def default_radii(sigma: float, n: int, alpha: float) -> list[float]:
-    """Steps of 0.25 up to the largest radius that `n` draws can certify, and at least up to 0.5."""
-    steps = max(2, floor(largest_radius(sigma, n, alpha) / STEP))
+def default_radii(largest: float) -> list[float]:
+    """Steps of 0.25 up to the `largest` radius that can be certified, and at least up to 0.5."""
+    steps = max(2, floor(largest / STEP))
     return [STEP * step for step in range(1, steps + 1)]
 
 
