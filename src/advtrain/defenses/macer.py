@@ -9,7 +9,7 @@ certify. The hinge counts where q_1 is that of the label, xi is finite and at mo
 elsewhere; both parts are means over the whole batch. weight is lambda in the paper.
 
 xi is taken in float32, as in the authors' code: whether it is finite decides what is learned from.
-There Phi^-1 is infinite from 1 - 3e-8 on, which is a xi of 10.6 at most, above gamma.
+There Phi^-1 is infinite from 1 - 3e-8 on and below 3e-8, and xi 10.7 at most, above gamma.
 
 Differs: the authors add 1e-10 to the mean probability within the logarithm, here that is exact.
 `label_smoothing`, of the first part, is ours.
