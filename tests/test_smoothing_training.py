@@ -32,6 +32,7 @@ from advtrain.modes import crafting
 from advtrain.threat import L2
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
+from advtrain.watchdog import Watchdog
 
 NOW = Moment(0, 0.0, 0.5)
 ATTACK = partial(pgd, threat=L2(0.5), steps=4, step_size=0.25)
@@ -420,6 +421,12 @@ def test_a_trained_network_is_tuned_for_smoothing(tmp_path):
     assert run(tmp_path / "tuned", *FITTING, *keys, "eval=none")["state"] == "done"
     tuned = checkpoints.load(tmp_path / "tuned/checkpoints/last.pt")["model"]
     assert all(torch.equal(value, began[key]) for key, value in tuned.items())
+
+
+def test_a_collapse_under_noise_is_told_in_its_words():
+    reports = [{"epoch": e, "val_acc": 0.9, "val_noise_acc": a} for e, a in ((1, 0.8), (2, 0.1))]
+    said = Watchdog("warn", 0.2, 3, None).alarm(reports, 1000, "val_noise_acc")
+    assert said is not None and "accuracy under noise 80.0 % in epoch 1 and 10.0 % now" in said
 
 
 @pytest.mark.parametrize("name", ["smoothadv", "consistency", "macer"])
