@@ -1,7 +1,8 @@
 """`job=eval checkpoint=RUN` without repeating the run's configuration.
 
 The data set, network, threat and method of a checkpoint of ours are taken over, except what the
-command line says itself. A checkpoint without a configuration takes all from the command line.
+command line says itself; of the method's settings only the scale of its noise, which rows and
+certificates follow. A checkpoint without a configuration takes all from the command line.
 What is taken over is data of a file: confined to our own packages, without interpolations, and
 checked like a command line.
 """
@@ -103,6 +104,10 @@ def adopt(
                     )
                 confined(stored[group], package, f"{file}: {group}", allowed)
                 _take(new, group, stored[group], given)
+        sigma = _mapping(stored, "defense").get("sigma")  # of the noise: certificates follow it
+        same = chosen.get("defense") == old.get("defense") and "sigma" in new.get("defense", {})
+        if same and "defense.sigma" not in given and isinstance(sigma, int | float):
+            new.defense.sigma = sigma
         if "seed" not in given and isinstance(stored.get("seed"), int):
             new.seed = stored["seed"]
         if "spectral_norm" not in given:

@@ -6,6 +6,9 @@ example that is wrong without an attack is not robust, whatever an attack makes 
 are not finite name no class, the right one neither: an example does not stand on a proposal that
 gets them, although attacks do not look for such.
 
+A corruption, such as noise, is no attack: its images may lie anywhere, and the accuracy is of these
+images, whatever was made of the clean ones.
+
 A row runs on all examples, as papers do; a combination of attacks runs member by member, each on
 those that still stand.
 """
@@ -25,7 +28,7 @@ from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
 from advtrain.rows import per_image
 from advtrain.seeding import stream
-from advtrain.types import Attack, Classifier, Combination, Threat
+from advtrain.types import Attack, Classifier, Combination, Corruption, Threat
 
 Show = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Takes images, proposals, labels and logits on the proposals of a batch."""
@@ -189,7 +192,8 @@ def judge(
 ) -> Verdicts:
     """Attack one batch and judge it, in fp32 whatever the attack computes in.
 
-    `clean` (B,): which examples are right unattacked; without an attack, those that may be.
+    `clean` (B,): which examples are right unattacked; without an attack, those that may be. A
+    corruption asks neither for that nor for a set.
     Weights are frozen and modules in evaluation mode meanwhile; both are restored.
     """
     began = time.perf_counter()
@@ -197,7 +201,10 @@ def judge(
     with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
         with attacking(x):
             x_adv = x if attack is None else attack(counted, x, y).detach()
-        valid = inside(x_adv, x, threat)
+        if isinstance(attack, Corruption):
+            valid = clean = torch.isfinite(x_adv.flatten(1)).all(1)
+        else:
+            valid = inside(x_adv, x, threat)
         with torch.no_grad(), full_precision(subject.model):
             logits = judging(torch.where(per_image(valid, x), x_adv, x))
     broken = valid & ~torch.isfinite(logits).all(1)

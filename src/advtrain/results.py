@@ -18,7 +18,7 @@ SCHEMA = 1
 NORMS = ("linf", "l2")
 SETTINGS = (
     *("steps", "restarts", "version", "queries"),
-    *("step_size", "keep", "loss", "objective", "start"),
+    *("step_size", "keep", "loss", "objective", "start", "sigma"),
 )
 """Of an attack's configuration, what a row of results.json repeats."""
 STRENGTH = ("threat", "steps", "step_size", "restarts", "queries")

@@ -3,18 +3,15 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from advtrain import checkpoints
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
 from advtrain.data.split import Data
-from advtrain.evaluation import Row, Subject, judge
 from advtrain.files import write_text
 from advtrain.freezing import Freezing
 from advtrain.history import History
@@ -22,8 +19,8 @@ from advtrain.models.spectral_norm import refresh
 from advtrain.optimizers import require_rates
 from advtrain.progress import Progress
 from advtrain.rescue import Rescue
+from advtrain.run_validation import validate
 from advtrain.runs import Setting, Validation, make_model, start_weights
-from advtrain.seeding import stream
 from advtrain.stopping import Stopped
 from advtrain.tracking import Tracker
 from advtrain.training import (
@@ -37,7 +34,6 @@ from advtrain.types import Logs
 from advtrain.watchdog import Watchdog
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
-VALIDATION_BATCH = 500
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
     *("scale", "compile", "published"),
@@ -141,7 +137,8 @@ class Course:
             refresh(state.average.model)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
-            report |= validate(state.average.model, self.setting, validation)
+            checks = state.defense.checks()
+            report |= validate(state.average.model, self.setting, validation, checks)
         history.reports.append(report)
         if history.improves(report, state.defense.judged_by):
             self._save("best", scores=report)
@@ -214,27 +211,6 @@ def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Fre
     return state, freezing, beginning
 
 
-def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict[str, float]:
-    """Clean and adversarial accuracy on the validation split; the same draws at every epoch."""
-    split = setting.data.validation
-    size = min(len(split), validation.size)
-    if size == 0:
-        return {}
-    bits = {"val_acc": "", "val_adv_acc": ""}
-    row = Row("validation", "validation", validation.attack, {})
-    referee = partial(judge, Subject(model, model), threat=row.threat, key=row.key)
-    for start in range(0, size, VALIDATION_BATCH):
-        x, y = split.batch(slice(start, min(start + VALIDATION_BATCH, size)))
-        at, all_right = tuple(range(len(y))), torch.ones_like(y, dtype=torch.bool)
-        with stream(x.device, setting.config["seed"], "validation", start):
-            clean = referee(x, y, None, at=at, clean=all_right).robust
-            right = torch.tensor([bit == "1" for bit in clean], device=x.device)
-            robust = referee(x, y, validation.attack, at=at, clean=right).robust
-        bits["val_acc"] += clean
-        bits["val_adv_acc"] += robust
-    return {name: each.count("1") / size for name, each in bits.items()}
-
-
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the weights."""
     kept = {key: value for key, value in config.items() if key not in FREE_KEYS}
@@ -297,7 +273,8 @@ def _write_metrics(directory: Path, reports: list[dict[str, float]]) -> None:
 
 def _line(report: Mapping[str, float], total: int) -> str:
     shown = [f"loss {report['train_loss']:.3f}"]
-    names = (("acc", "train_acc"), ("val", "val_acc"), ("val adv", "val_adv_acc"))
+    names = [("acc", "train_acc"), ("val", "val_acc")]
+    names += [("val adv", "val_adv_acc"), ("val noise", "val_noise_acc")]
     shown += [f"{name} {100 * report[key]:.1f} %" for name, key in names if key in report]
     speed = f"{report['examples_per_second']:.0f} img/s"
     return (

@@ -111,6 +111,18 @@ class Combination(Protocol):
         """The attacks in their order, against a model of so many classes."""
 
 
+@runtime_checkable
+class Corruption(Protocol):
+    """A change of images that nobody chooses against the network, such as noise; also an Attack.
+
+    It knows neither set nor box, and is judged by the accuracy on the changed images alone: an
+    example that is wrong as it is may be right with it.
+    """
+
+    def corrupted(self, x: Tensor) -> Tensor:
+        """The changed images."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """All that a method may know about time: the same for every run of the same length.
@@ -143,6 +155,9 @@ class Defense(Protocol):
 
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
+
+    def checks(self) -> Mapping[str, Attack]:
+        """What else validation images are put through, by the metric that it gives."""
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Any:
         """Build from the batch what is then held fixed: the parcel. Weights are frozen here."""

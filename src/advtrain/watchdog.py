@@ -63,7 +63,7 @@ class Watchdog:
             return None
         diverged = best[CLEAN] - now[CLEAN] > least
         robust = (
-            f"adversarial accuracy {100 * high:.1f} % in epoch {best['epoch']:.0f} and "
+            f"{AIMS.get(judged_by, judged_by)} {100 * high:.1f} % in epoch {best['epoch']:.0f} and "
             f"{100 * low:.1f} % now, "
         )
         return (
@@ -74,6 +74,8 @@ class Watchdog:
 
 
 CLEAN = "val_acc"
+AIMS = {"val_adv_acc": "adversarial accuracy", "val_noise_acc": "accuracy under noise"}
+"""Metrics that a method may aim at, in words."""
 
 
 def _error(before: float, after: float, images: int) -> float:

@@ -1,5 +1,6 @@
 """What defenses share: an empty state, cross-entropy, parcels, the attack of a moment."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter, signature
@@ -34,6 +35,10 @@ class Defense:
 
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
+
+    def checks(self) -> Mapping[str, Attack]:
+        """What else validation images are put through, by the metric that it gives."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {}
