@@ -55,6 +55,11 @@ def radius(p_low: ArrayLike, sigma: float) -> Floats:
     return sigma * np.maximum(ndtri(np.asarray(p_low, dtype=np.float64)), 0.0)
 
 
+def rate(radius: float, sigma: float) -> float:
+    """The rate Phi(radius / sigma) that a class must exceed for `radius`: inverse of `radius`."""
+    return NormalDist().cdf(radius / sigma)
+
+
 def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """The radius certified when all `n` draws agree, sigma Phi^-1(alpha^(1/n)); no other is larger.
 
