@@ -75,8 +75,8 @@ def certify(
                 names = [indices[place] for place in settled]
                 if radii is not None:
                     draws.append(tally, dict(zip(names, answers.draws.tolist(), strict=True)))
-                told = (part.tolist() for part in (y[settled], answers.predictions, answers.radii))
-                columns = zip(names, *told, strict=True)
+                labels, classes = y[settled].tolist(), answers.predictions.tolist()
+                columns = zip(names, labels, classes, answers.radii.tolist(), strict=True)
                 writer.write(Certificate(*values, each) for values in columns)
                 began = time.perf_counter() if settled else began
                 bar.advance(len(settled))

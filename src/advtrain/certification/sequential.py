@@ -22,9 +22,9 @@ ever claimed is at most alpha. Why:
    p >= c_J / n, the rate at which n draws just suffice. An image with a higher rate is given up
    wrongly with probability at most LOSS; or it ends where not even n - t hits would suffice.
 
-At n = 100,000 and alpha = 0.001 the last look asks for so few hits more than Clopper and Pearson's
-bound with all n draws that less than 0.005 sigma of radius is lost at thresholds up to 3 sigma, at
-most 0.012 beyond, and nothing at the largest, which no earlier look can claim.
+At n = 100,000 and alpha = 0.001 the last look asks for a few hits more than Clopper and Pearson's
+bound with all n draws would: less than 0.004 sigma of radius is lost at thresholds up to 3 sigma,
+0.008 beyond, and nothing at the largest, which no earlier look can claim.
 
 Differs: Horvath et al. 2022 (https://arxiv.org/abs/2106.06946) divide alpha by the number of looks
 and draw afresh for each. Voracek 2024 (https://arxiv.org/abs/2406.17830) bounds all looks at once
