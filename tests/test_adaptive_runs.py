@@ -1,16 +1,16 @@
-"""Evaluations that ask which radii are certified: what they write, how they go on, what is refused."""
+"""Evaluations that ask which radii are certified: what they write, resume from and refuse."""
 
 import json
 
 import pytest
 import torch
-from running import TINY, run
+from running import TINY, configuration, run
 
 from advtrain.certification import draws
 from advtrain.certification.adaptive import certify_radii
 from advtrain.certification.log import read
 from advtrain.certification.smoothing import Smoothed
-from advtrain.runs import Certification, load_run
+from advtrain.runs import Certification, load_run, setting
 from advtrain.seeding import derive
 
 ASKED = ("eval.certify.n=600", "eval.certify.radii=[0.1,1/3]", "seed=3")
@@ -51,10 +51,6 @@ def test_an_evaluation_says_which_radii_are_certified_and_on_how_many_draws(whol
 def test_certificates_are_those_of_each_image_alone(whole):
     model, _ = load_run(whole)
     certificate = read(whole / "certify.tsv").certificates[0]
-    from running import configuration
-
-    from advtrain.runs import setting
-
     data = setting(configuration(*PLAN, *ASKED), whole, ()).data.test
     place = data.source.tolist().index(certificate.index)
     x, _ = data.batch(torch.tensor([place]))
