@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from advtrain import checkpoints
 from advtrain.certification.bounds import draws_needed
+from advtrain.certification.noise import KINDS
+from advtrain.certification.question import as_written, multiples, require_radii
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
@@ -17,7 +20,7 @@ from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
-from advtrain.ranges import Count, Natural, Positive, Probability, Unit
+from advtrain.ranges import Count, Natural, NonNegative, Positive, Probability, Unit
 from advtrain.seeding import derive
 from advtrain.types import (
     Attack,
@@ -50,7 +53,9 @@ class Validation:
 class Certification:
     """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples.
 
-    precision: of the network that is certified, whatever it was trained in.
+    With `radii`, which of these is certified, on as few of the n draws as that takes; `width` asks
+    for the multiples of a number, up to the largest that n draws can certify. `precision`: of the
+    network that is certified, whatever it was trained in.
     """
 
     sigma: Positive
@@ -61,6 +66,8 @@ class Certification:
     size: Count | None
     batch_size: Count
     precision: Literal["fp32", "bf16"]
+    radii: list[NonNegative] | None
+    width: Positive | None
 
     def __post_init__(self) -> None:
         if self.n < draws_needed(self.alpha):
@@ -68,6 +75,21 @@ class Certification:
                 f"n={self.n} draws certify nothing at alpha={self.alpha:g}, whatever they say; at "
                 f"least {draws_needed(self.alpha)} are needed."
             )
+        if self.radii is not None and self.width is not None:
+            raise ValueError(f"radii={self.radii} and width={self.width:g}: give one, not both.")
+        if self.asked is not None:
+            needed = partial(KINDS[self.noise].rate, sigma=self.sigma)
+            require_radii(self.asked, self.n, self.alpha, largest=self._largest(), needed=needed)
+
+    @property
+    def asked(self) -> list[float] | None:
+        """The radii asked for, as certify.tsv tells them; None: no question but the radius."""
+        if self.width is not None:
+            return multiples(self.width, self._largest())
+        return self.radii and as_written(self.radii)
+
+    def _largest(self) -> float:
+        return KINDS[self.noise].largest(self.sigma, self.n, self.alpha)
 
 
 @dataclass(frozen=True)

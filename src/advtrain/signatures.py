@@ -41,6 +41,8 @@ class Kind:
             return f"a mapping, {{a: b}}, each b {self.of[0]}"
         if self.length is not None:
             return f"a list of {self.length}, each {self.of[0]}"
+        if self.name == "list" and self.of and self.of[0].allowed is not None:
+            return f"a list, [a, b], each {self.of[0]}"
         if self.allowed is not None:
             text = str(self.allowed)
             return text.replace("a number", "a whole number", 1) if self.name == "int" else text

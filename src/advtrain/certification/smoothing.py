@@ -101,15 +101,17 @@ class Smoothed:
         ValueError: n so small that even n equal answers certify nothing, alpha^(1/n) <= 1/2.
         """
         require("alpha", alpha, LEVEL)
+        require_draws("n0", n0)
+        require_draws("n", n)
         if n < draws_needed(alpha):
             raise ValueError(
                 f"n is {n}, too few for any certificate at alpha = {alpha:g}, which needs "
                 f"alpha^(1/n) > 1/2. Use n >= {draws_needed(alpha)}."
             )
-        streams = _streams(x, seeds, generator)
-        guesses = self._counts(x, "n0", n0, streams)[:, :-1].argmax(1)
+        streams = streams_of(x, seeds, generator)
+        guesses = self.tally(x, [n0] * len(x), streams)[:, :-1].argmax(1)
         # Fresh draws: the streams go on where the selection left them.
-        hits = self._counts(x, "n", n, streams)[:, :-1].gather(1, guesses[:, None])[:, 0]
+        hits = self.tally(x, [n] * len(x), streams)[:, :-1].gather(1, guesses[:, None])[:, 0]
         p_low = lower_bound(hits.cpu().numpy(), n, alpha)
         radii = torch.from_numpy(self.noise.radius(p_low, self.sigma)).to(x.device)
         certain = radii > 0
@@ -131,7 +133,8 @@ class Smoothed:
         more, which is never returned.
         """
         require("alpha", alpha, LEVEL)
-        counts = self._counts(x, "n", n, _streams(x, seeds, generator))
+        require_draws("n", n)
+        counts = self.tally(x, [n] * len(x), streams_of(x, seeds, generator))
         top, second = counts.topk(2).values.cpu().numpy().T
         sure = torch.from_numpy(rank_p_value(top, second) <= alpha).to(x.device)
         winners = counts.argmax(1)
@@ -149,26 +152,30 @@ class Smoothed:
 
         Rows sum to `n` less the draws whose logits were not finite.
         """
-        return self._counts(x, "n", n, _streams(x, seeds, generator))[:, :-1]
+        require_draws("n", n)
+        return self.tally(x, [n] * len(x), streams_of(x, seeds, generator))[:, :-1]
 
-    def _counts(self, x: Tensor, name: str, n: int, streams: Sequence[Generator]) -> Tensor:
+    def tally(self, x: Tensor, draws: Sequence[int], streams: Sequence[Generator]) -> Tensor:
         """Counts per image and class, (N, K + 1): the last column holds non-finite draws.
 
-        Nothing here waits for the device.
+        Image i is drawn `draws[i]` times, from where its stream is. Nothing here waits for the
+        device.
         """
-        require_draws(name, n)
         width = self.num_classes + 1
         counts = torch.zeros(len(x) * width, dtype=torch.int64, device=x.device)
         one = torch.ones(1, dtype=torch.int64, device=x.device)
+        total = torch.tensor(draws, dtype=torch.int64).cumsum(0)
+        ends = total.to(x.device, non_blocking=True)
         row = 0
         with ExitStack() as stack:
             for module in modules_of(self.model):
                 stack.enter_context(crafting(module, mode="eval"))
             stack.enter_context(torch.inference_mode())
-            for noisy in self._noisy(x, n, streams):
+            for noisy in self._noisy(x, draws, streams):
                 labels = self._labels(noisy)
-                # Draws of image i fill the rows from i n on, so the row's number tells the image.
-                owners = torch.arange(row, row + len(noisy), device=x.device) // n
+                # Draws of image i fill the rows before ends[i]: the row's number tells the image.
+                rows = torch.arange(row, row + len(noisy), device=x.device)
+                owners = torch.searchsorted(ends, rows, right=True)
                 counts.index_add_(0, owners * width + labels, one.expand(len(noisy)))
                 row += len(noisy)
         return counts.view(len(x), width)
@@ -184,18 +191,21 @@ class Smoothed:
             )
         return logits.argmax(1).where(logits.isfinite().all(1), self.num_classes)
 
-    def _noisy(self, x: Tensor, n: int, streams: Sequence[Generator]) -> Iterator[Tensor]:
-        """`n` noisy copies of each image, image after image, in full batches but for the last.
+    def _noisy(
+        self, x: Tensor, draws: Sequence[int], streams: Sequence[Generator]
+    ) -> Iterator[Tensor]:
+        """`draws[i]` noisy copies of each image i, in turn; in full batches but for the last.
 
         One buffer serves all batches: each is overwritten when the next is asked for. Another
         holds the draws of a block: fresh memory for each would cost a fifth of the time.
         """
-        size = min(self.batch_size, n * len(x))
+        size = min(self.batch_size, sum(draws))
         buffer = x.new_empty((size, *x.shape[1:]))
-        rows = min(BLOCK, n, max(1, NUMBERS // x[:1].numel()) if len(x) else 1)
+        most = max(draws, default=1)
+        rows = min(BLOCK, most, max(1, NUMBERS // x[:1].numel()) if len(x) else 1)
         block = x.new_empty((rows, *x.shape[1:]))
         filled = 0
-        for image, stream in zip(x, streams, strict=True):
+        for image, n, stream in zip(x, draws, streams, strict=True):
             for drawn in range(0, n, rows):
                 noise = block[: n - drawn]
                 self.noise.fill(noise, stream)
@@ -210,7 +220,7 @@ class Smoothed:
             yield buffer[:filled]
 
 
-def _streams(
+def streams_of(
     x: Tensor, seeds: Sequence[int] | None, generator: Generator | None
 ) -> list[Generator]:
     """One generator per image, on its device."""
