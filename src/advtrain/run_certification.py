@@ -1,6 +1,5 @@
 """One certificate per test example, into certify.tsv; goes on after the last line that is there."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from advtrain.certification.lines import claim
 from advtrain.certification.log import Certificate, Writer, read, repair
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.summary import summarise
 from advtrain.digests import fingerprint
-from advtrain.files import write_json
 from advtrain.precision import full_precision
 from advtrain.progress import Progress
 from advtrain.runs import Certification, Setting
@@ -40,9 +39,7 @@ def certify(
     key = fingerprint(seen, asked, config["seed"])
     log = setting.directory / "certify.tsv"
     header = setting.directory / "certify.json"
-    if not header.exists() or json.loads(header.read_text()).get("key") != key:
-        log.unlink(missing_ok=True)
-        write_json(header, {"key": key, **asked, "seed": config["seed"]})
+    claim(header, key, {**asked, "seed": config["seed"]}, [log])
     smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
     source = examples.source[:size].tolist()
     done = {each.index for each in repair(log).certificates}

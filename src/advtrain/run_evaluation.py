@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain import status
+from advtrain.certification.soundness import unsound
 from advtrain.config import ConfigError
 from advtrain.data.split import Split
 from advtrain.digests import as_bytes, digest, fingerprint
@@ -35,7 +36,7 @@ from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
 from advtrain.results import attack_name, document, printable, row_record, worst_case
-from advtrain.run_certification import certify
+from advtrain.run_guarantees import ABSENT, guarantees
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
 from advtrain.trust import contradictions
@@ -48,6 +49,7 @@ PROBED = 128  # images that tell whether the network can be trusted with an eval
 PICTURES = 8  # adversarial examples kept for the report
 DIGESTED = 1000  # images whose pixels tell one set of examples from another
 LOG, PORTRAIT = "verdicts.jsonl", "portrait.npy"
+HEADERS = ("certify.json", "soundness.json", "predict/study.json")  # without which logs are not used
 
 
 def evaluate_model(
@@ -57,16 +59,16 @@ def evaluate_model(
     checkpoint: str,
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    """Run every row of `eval`, then its certificate; results.json is rewritten after each.
+    """Run every row of `eval`, then what it proves; results.json is rewritten after each.
 
     With resume=false nothing that was found in the directory before is used. Returns the content
-    of results.json. EvaluationFailed: the network, the log or a row; tables and report then hold
-    the rows before it.
+    of results.json. EvaluationFailed: the network, the log or a row, in which case tables and
+    report hold the rows before it; or certificates that an attack has broken, which they tell.
     """
     plan: Evaluation = setting.build("eval")
     refuse_names(plan.attacks)
     if not setting.config["resume"]:
-        for name in (LOG, PORTRAIT, "certify.json"):
+        for name in (LOG, PORTRAIT, *HEADERS):
             (setting.directory / name).unlink(missing_ok=True)
     with told():
         log = VerdictLog(setting.directory / LOG)
@@ -86,19 +88,23 @@ def evaluate_model(
         for message in facts.get("alarms", ())
     ]
     found: list[Outcome] = []
-    certified: dict[str, Any] | None = None
+    proven = dict(ABSENT)
 
     def write() -> dict[str, Any]:
         records = [row_record(outcome) for outcome in found]
-        seconds = sum(record["seconds"] for record in records)
+        certified, predicted = proven["certified"] or {}, proven["predict_study"]
+        entries = [*records, *filter(None, (certified, certified.get("soundness"), predicted))]
         content = document(
             described,
             records,
             worst_case=worst_case(found),
-            certified=certified,
-            warnings=[*alarms, *shown, *contradictions(records, len(setting.data.classes))],
+            **proven,
+            warnings=[
+                *unsound(proven["certified"]),
+                *(*alarms, *shown, *contradictions(records, len(setting.data.classes))),
+            ],
             environment=environment(setting),
-            seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
+            seconds=round(sum(entry["seconds"] for entry in entries), 3),
         )
         write_json(setting.directory / "results.json", content)
         return content
@@ -129,14 +135,18 @@ def evaluate_model(
         clean = judge_row(planned[0], [True] * size).standing
         for row in planned[1:]:
             judge_row(row, clean)
+        with told():
+            for found_out in guarantees(model, setting, plan, seen, stop):
+                proven |= found_out
+                write()
+        for refuted in unsound(proven["certified"]):
+            raise EvaluationFailed(refuted["message"])
     except EvaluationFailed as error:
         if found:
             write()
             status.write(setting.directory, "failed", str(error))
             write_run(setting.directory)
         raise
-    if plan.certify is not None:
-        certified = certify(model, setting, plan.certify, seen, stop)
     return write()
 
 

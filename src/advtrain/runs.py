@@ -10,6 +10,9 @@ from torch import nn
 
 from advtrain import checkpoints
 from advtrain.certification.bounds import draws_needed
+from advtrain.certification.linear import require_norms
+from advtrain.certification.prediction import PredictStudy
+from advtrain.certification.soundness import require_rescaled
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
@@ -17,7 +20,7 @@ from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
-from advtrain.ranges import Count, Natural, Positive, Probability, Unit
+from advtrain.ranges import Count, Natural, NonNegative, Positive, Probability, Unit
 from advtrain.seeding import derive
 from advtrain.types import (
     Attack,
@@ -48,7 +51,11 @@ class Validation:
 
 @dataclass(frozen=True)
 class Certification:
-    """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples."""
+    """The certified radius of the smoothed classifier (Cohen et al. 2019), on `size` examples.
+
+    `attack`, unless null, then tries to break each certificate: on the smoothed view of the network
+    with `attack_draws` of noise, its threat in units of the certified radius.
+    """
 
     sigma: Positive
     n0: Count
@@ -56,6 +63,8 @@ class Certification:
     alpha: Probability
     size: Count | None
     batch_size: Count
+    attack: Attack | None
+    attack_draws: Count
 
     def __post_init__(self) -> None:
         if self.n < draws_needed(self.alpha):
@@ -63,24 +72,33 @@ class Certification:
                 f"n={self.n} draws certify nothing at alpha={self.alpha:g}, whatever they say; at "
                 f"least {draws_needed(self.alpha)} are needed."
             )
+        if self.attack is not None:
+            require_rescaled(self.attack)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """The rows of an evaluation on the first `size` test examples (null: all).
 
-    Its certificate is of no more than those, and of no more than a size of its own.
+    Its certificates and its PREDICT study are of no more than those, and of no more than sizes of
+    their own. `exact`: of a linear model, by norm, the radii at which to count exact certificates.
     """
 
     attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
     batch_size: Count
+    predict: PredictStudy | None = None
+    exact: Mapping[str, list[NonNegative]] | None = None
 
     def __post_init__(self) -> None:
-        if self.certify is not None and self.size is not None:
-            size = min(self.size, self.certify.size or self.size)
-            object.__setattr__(self, "certify", replace(self.certify, size=size))
+        if self.exact is not None:
+            require_norms(self.exact)
+        for name in ("certify", "predict"):
+            part = getattr(self, name)
+            if part is not None and self.size is not None:
+                size = min(self.size, part.size or self.size)
+                object.__setattr__(self, name, replace(part, size=size))
 
 
 @dataclass(frozen=True)
