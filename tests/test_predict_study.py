@@ -133,7 +133,9 @@ def test_a_killed_study_goes_on_after_its_last_line(tmp_path, trained, monkeypat
     asked = []
     real = Smoothed.predict
     monkeypatch.setattr(
-        Smoothed, "predict", lambda s, x, n, *a, **k: asked.append((n, len(x))) or real(s, x, n, *a, **k)
+        Smoothed,
+        "predict",
+        lambda s, x, n, *a, **k: asked.append((n, len(x))) or real(s, x, n, *a, **k),
     )
     judged(tmp_path, trained)
     assert {n for n, _ in asked} == {50} and 0 < sum(images for _, images in asked) < 20

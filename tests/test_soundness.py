@@ -103,7 +103,7 @@ def test_certificates_of_a_network_stand_and_inflated_ones_fall(noisy, digits):
 
 
 def test_chance_alone_breaks_nothing():
-    """On the boundary itself, where any class is a coin flip, LEVEL keeps the judge from a claim."""
+    """On the boundary, where each class is a coin flip, LEVEL keeps the judge from a claim."""
     x = torch.full((150, 1), 0.5)
     found = attempts(HalfSpace(), 2, x, [(0, 1.0)] * 150, attack=partial(clean, threat=INSIDE))
     assert not any(each.broken for each in found)

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +20,12 @@ from advtrain.evaluation import (
     EvaluationFailed,
     Outcome,
     Row,
-    Show,
     Subject,
     evaluate,
     row_name,
     rows,
 )
-from advtrain.files import write_atomic, write_json
+from advtrain.files import write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
@@ -35,8 +33,9 @@ from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
-from advtrain.results import attack_name, document, printable, row_record, worst_case
-from advtrain.run_guarantees import ABSENT, guarantees
+from advtrain.results import document, printable, row_record, worst_case
+from advtrain.run_guarantees import ABSENT, guarantees, require_provable
+from advtrain.run_pictures import keep_pictures
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
 from advtrain.trust import contradictions
@@ -46,10 +45,13 @@ logger = logging.getLogger(__name__)
 
 PROBES = 16  # images on which the network that is attacked is held against the one judged
 PROBED = 128  # images that tell whether the network can be trusted with an evaluation
-PICTURES = 8  # adversarial examples kept for the report
 DIGESTED = 1000  # images whose pixels tell one set of examples from another
 LOG, PORTRAIT = "verdicts.jsonl", "portrait.npy"
-HEADERS = ("certify.json", "soundness.json", "predict/study.json")  # without which logs are not used
+HEADERS = (
+    "certify.json",
+    "soundness.json",
+    "predict/study.json",
+)  # without which logs are not used
 
 
 def evaluate_model(
@@ -82,6 +84,8 @@ def evaluate_model(
     )
     with told():
         planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
+    with told("exact: "):
+        require_provable(model, setting, plan)
     subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
     alarms = [
         {"check": "training", "row": "model", "message": message}
@@ -123,7 +127,7 @@ def evaluate_model(
                     seed=setting.config["seed"],
                     stop=stop,
                     watch=bar.advance,
-                    show=_keep_pictures(setting, subject, row),
+                    show=keep_pictures(setting, subject, row),
                 )
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
@@ -276,33 +280,6 @@ def environment(setting: Setting) -> dict[str, Any]:
         "precision": setting.config["precision"],
         "threads": torch.get_num_threads(),
     }
-
-
-def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
-    """Saves the first images of the last row that attacks with the training norm, and not in one
-    step: in several, or exactly.
-    """
-    path = setting.directory / "examples.npz"
-    norm = setting.build("threat").norm
-    fit = row.settings.get("steps") is not None or attack_name(row.attack) == "exact"
-    if row.threat is None or row.threat.norm != norm or not fit:
-        return None
-
-    def show(x: Tensor, x_adv: Tensor, y: Tensor, adversarial: Tensor) -> None:
-        with crafting(subject.model, "eval"), torch.no_grad():
-            clean = subject.model(x[:PICTURES])
-        arrays = {
-            "clean": x,
-            "adversarial": x_adv,
-            "labels": y,
-            "predicted_clean": clean.argmax(1),
-            "predicted_adversarial": adversarial.argmax(1),
-        }
-        content = {name: value[:PICTURES].cpu().numpy() for name, value in arrays.items()}
-        content |= {"row": np.array(row.name), "classes": np.array(setting.data.classes)}
-        write_atomic(path, lambda stream: np.savez(stream, allow_pickle=False, **content))
-
-    return show
 
 
 def _line(record: Mapping[str, Any]) -> str:

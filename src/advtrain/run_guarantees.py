@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain import affine
-from advtrain.certification.linear import distances, summary
+from advtrain.certification.linear import Distances, distances, summary
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.run_certification import certify
@@ -25,10 +25,7 @@ def guarantees(
     seen: str,
     stop: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """Entries of results.json, each as soon as it is known; `seen` names network and examples.
-
-    ValueError: the network is none that the question can be asked of.
-    """
+    """Entries of results.json, each as soon as it is known; `seen` names network and examples."""
     if plan.exact is not None:
         yield {"exact": exact(model, setting, plan)}
     if plan.predict is not None:
@@ -41,24 +38,28 @@ def guarantees(
             yield {"certified": {**certified, "soundness": found}}
 
 
-def exact(model: nn.Module, setting: Setting, plan: Evaluation) -> dict[str, Any]:
-    """Exact certificates of a linear model, in the norms and at the radii of `plan.exact`.
+def require_provable(model: nn.Module, setting: Setting, plan: Evaluation) -> None:
+    """ValueError: the plan asks for exact distances of a model that is not linear."""
+    if plan.exact is not None:
+        linear(model, setting, plan)
 
-    ValueError: the logits are not linear in the pixels.
-    """
-    assert plan.exact is not None
-    examples = setting.data.test
-    size = min(len(examples), plan.size or len(examples))
-    slices = [
-        slice(start, min(start + plan.batch_size, size))
-        for start in range(0, size, plan.batch_size)
-    ]
+
+def linear(model: nn.Module, setting: Setting, plan: Evaluation) -> affine.Affine:
+    """Weights and constants of a linear model. ValueError: it is none on the first batch."""
+    first = slice(0, min(len(setting.data.test), plan.batch_size))
     with full_precision(model), crafting(model, "eval"):
-        known = affine.read(model, examples.batch(slices[0])[0])
+        return affine.read(model, setting.data.test.batch(first)[0])
 
-    def judged(norm: str) -> Iterator[tuple[Any, Any]]:
-        for part in slices:
-            x, y = examples.batch(part)
+
+def exact(model: nn.Module, setting: Setting, plan: Evaluation) -> dict[str, Any]:
+    """Exact certificates of a linear model, in the norms and at the radii of `plan.exact`."""
+    assert plan.exact is not None
+    examples, known = setting.data.test, linear(model, setting, plan)
+    size = min(len(examples), plan.size or len(examples))
+
+    def judged(norm: str) -> Iterator[tuple[Distances, Tensor]]:
+        for start in range(0, size, plan.batch_size):
+            x, y = examples.batch(slice(start, min(start + plan.batch_size, size)))
             yield distances(known, x, norm), y
 
     return {norm: dict(summary(judged(norm), radii)) for norm, radii in plan.exact.items()}

@@ -1,7 +1,7 @@
 """The PREDICT study, into predict/: a log of predictions for each number of draws, and the gold."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,7 +95,7 @@ def study(
             found = logged(
                 f"N_{n}",
                 partial(_predicted, smoothed, n, plan.alpha),
-                lambda found, n=n: _line(categorise(n, found, accurate)),
+                partial(_line, n, accurate),
             )
             rows.append(categorise(n, found, accurate))
     taken = sum(each.seconds for each in gold) + sum(each["seconds"] for each in rows)
@@ -106,7 +106,8 @@ def _predicted(smoothed: Smoothed, n: int, alpha: float, x: Tensor, seeds: list[
     return smoothed.predict(x, n, alpha, seeds=seeds)
 
 
-def _line(row: Shares) -> str:
+def _line(n: int, gold: Mapping[int, int], found: Sequence[Prediction]) -> str:
+    row = categorise(n, found, gold)
     correct = row["correct_accurate"] + row["correct_inaccurate"]
     wrong = row["correct_inaccurate"] + row["incorrect_inaccurate"]
     return (

@@ -74,9 +74,7 @@ def parse(line: str) -> Attempt:
         raise ValueError(f"predict {prediction}, answer {answer} or p_value {p_value} cannot be")
     if not all(isfinite(each) and each >= 0 for each in (radius, distance)):
         raise ValueError(f"radius {told[3]} or distance {told[4]} cannot be")
-    return Attempt(
-        index, label, prediction, radius, distance, answer, p_value, seconds(told[7])
-    )
+    return Attempt(index, label, prediction, radius, distance, answer, p_value, seconds(told[7]))
 
 
 ATTEMPTS = Format(HEADER, parse, "a log of attacks on certificates", "attacked")
