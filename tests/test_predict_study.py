@@ -6,7 +6,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from running import DATA, FITTING, TRAINING, run
+from running import DATA, FITTING, TRAINING, configuration, run
 from scipy.stats import binom
 from test_smoothing import HalfSpace
 
@@ -185,6 +185,19 @@ def test_no_two_logs_share_noise(tmp_path, trained, monkeypatch):
 def test_a_study_that_says_nothing_is_refused(given, told):
     with pytest.raises(ValueError, match=told):
         PredictStudy(**STUDY, **given)
+
+
+@pytest.mark.parametrize(
+    ("scale", "n", "gold"),
+    [
+        ("full", [100, 1000, 10_000], 100_000),
+        ("small", [100, 1000], 10_000),
+        ("smoke", [100], 1000),
+    ],
+)
+def test_a_scale_leaves_out_what_takes_more_draws(scale, n, gold):
+    study = configuration("eval=predict", f"scale={scale}")["eval"]["predict"]
+    assert (study["n"], study["gold_draws"]) == (n, gold)
 
 
 @pytest.mark.parametrize(

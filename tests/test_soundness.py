@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
-from running import DATA, FITTING, TRAINING, run
+from running import DATA, FITTING, TRAINING, configuration, run
 from test_smoothing import HalfSpace
 from torch import nn
 
+from advtrain.attacks.apgd import apgd
 from advtrain.attacks.clean import clean
 from advtrain.attacks.linear import unclipped
 from advtrain.attacks.objectives import margin
@@ -65,6 +66,21 @@ def test_a_halfspace_stands_inside_its_distance_and_falls_beyond():
     for tried in attempts(HalfSpace(), 2, x, claims(1.5)):
         assert tried.broken and tried.answer == 1 - tried.prediction and tried.p_value <= LEVEL
         assert tried.radius / 1.5 < tried.distance < tried.radius
+
+
+def test_attacks_that_drop_finished_examples_go_as_well():
+    attack, x = partial(apgd, threat=INSIDE, steps=8), torch.full((1, 1, 2, 2), 0.3)
+    (true,) = attempts(HalfSpace(), 2, x, [(0, 0.2)], attack=attack)
+    (false,) = attempts(HalfSpace(), 2, x, [(0, 0.3)], attack=attack)
+    assert not true.broken and false.broken
+
+
+def test_the_configuration_is_that_of_the_paper():
+    found = configuration("eval=certify")["eval"]
+    paper = {"n0": 100, "n": 100_000, "alpha": 0.001, "size": 500, "attack": None}
+    assert found["attacks"] == {} and paper.items() <= found["certify"].items()
+    attacked = configuration("eval=soundness")["eval"]["certify"]
+    assert attacked["n"] == 100_000 and attacked["attack"]["steps"] == 100
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from advtrain.certification.log import read
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.soundness import ATTEMPTS, LEVEL, Attempt, challenge, report
 from advtrain.digests import fingerprint
+from advtrain.inference import swift
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
@@ -23,6 +25,8 @@ from advtrain.runs import Certification, Setting
 from advtrain.seeding import derive, stream
 
 logger = logging.getLogger(__name__)
+
+PROBES = 16  # images on which the network that is attacked is held against the one judged
 
 
 def soundness(
@@ -35,7 +39,8 @@ def soundness(
     """Attack every certificate of certify.tsv with a radius; `certified.soundness` of results.json.
 
     Those of the first `plan.size` test examples, with `plan.attack`. Broken ones are logged as
-    errors. Draws depend on the seed and the place of the image alone. A line of soundness.tsv
+    errors. What is attacked is a faster copy of the network, what is asked the network
+    itself. Draws depend on the seed and the place of the image alone. A line of soundness.tsv
     counts as long as network, certificates and attack, told by soundness.json, are the same.
     """
     assert plan.attack is not None
@@ -56,7 +61,11 @@ def soundness(
     done = {each.index for each in ATTEMPTS.repair(log).lines}
     missing = [each for each in certificates if each.index not in done]
     bar = Progress(len(claims), "soundness", "img", done=len(done))
-    with full_precision(model), crafting(model, "eval"), ATTEMPTS.writer(log) as writer, bar:
+    fast = swift(model, examples.batch(slice(0, min(size, PROBES)))[0])
+    with ExitStack() as stack, ATTEMPTS.writer(log) as writer, bar:
+        for network in (model, fast):
+            stack.enter_context(full_precision(network))
+            stack.enter_context(crafting(network, "eval"))
         for each in missing:
             stop()
             began = time.perf_counter()
@@ -65,7 +74,7 @@ def soundness(
                 derive(config["seed"], "soundness", part, each.index)
                 for part in ("look", "judge", "view")
             )
-            view = smoothed(model, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
+            view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
             with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
                 distance, answer, p_value = challenge(
                     g,
