@@ -11,6 +11,7 @@ from test_smoothing import HalfSpace
 from torch import nn
 
 from advtrain.attacks.apgd import apgd
+from advtrain.attacks.autoattack import AutoAttack
 from advtrain.attacks.clean import clean
 from advtrain.attacks.linear import unclipped
 from advtrain.attacks.objectives import margin
@@ -242,7 +243,8 @@ def test_a_killed_check_goes_on_after_its_last_line(attacked, trained):
         (partial(pgd, threat=L2(0.999)), "pixels from 0"),
         (partial(pgd, threat=unclipped(threat=L2(1.0))), "eps=1 "),
         (partial(pgd, threat=unclipped(threat=L2(0.0))), "eps=0 "),
-        (partial(pgd, steps=3), "no threat of its own"),
+        (partial(pgd, steps=3), "no single attack with a threat"),
+        (AutoAttack(L2(0.5)), "no single attack with a threat"),
     ],
 )
 def test_an_attack_that_cannot_refute_a_radius_is_refused(attack, told):

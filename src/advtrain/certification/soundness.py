@@ -27,7 +27,7 @@ from advtrain.certification.bounds import rank_p_value
 from advtrain.certification.lines import Format, clock, columns, seconds
 from advtrain.certification.log import cut, require_classes
 from advtrain.certification.smoothing import Smoothed
-from advtrain.types import Attack, Classifier, Combination
+from advtrain.types import Attack, Classifier
 
 LEVEL = 1e-6
 LOOK = 1000  # draws that first ask whether the certified class is still on top
@@ -103,10 +103,10 @@ class Rescaled:
 def require_rescaled(attack: Attack) -> None:
     """ValueError unless `attack` searches an l2 ball of eps in (0, 1), without a box."""
     threat = attack.keywords.get("threat") if isinstance(attack, partial) else None
-    if threat is None or isinstance(attack, Combination):
+    if threat is None:
         raise ValueError(
-            "attack has no threat of its own, so what it searches cannot be held against a radius. "
-            "Give pgd or apgd, as conf/eval/soundness.yaml does."
+            "attack is no single attack with a threat of its own, so what it searches cannot be "
+            "held against a radius. Give pgd or apgd, as conf/eval/soundness.yaml does."
         )
     if threat.norm != "l2":
         raise ValueError(
