@@ -16,7 +16,8 @@ ROWS = (
     "training history watchdog rescue evaluation records results checkpoints tracking progress"
     " status reporting trust kinds digests probes masking answers tolerance",
     "__init__ __main__ main runs config signatures complaints grid adopt job program"
-    " run_training run_validation run_evaluation run_certification",
+    " run_training run_validation run_evaluation run_certification run_prediction run_soundness"
+    " run_guarantees run_pictures",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 FREE_OF_TORCH = ("main", "config", "signatures", "ranges", "complaints", "grid", "status", "files")

@@ -24,7 +24,8 @@ from scipy.stats import binom
 from test_smoothing import HalfSpace
 
 from advtrain.certification.adaptive import certify_radii
-from advtrain.certification.bounds import lower_bound, radius, rate
+from advtrain.certification.bounds import lower_bound, radius
+from advtrain.certification.noise import GAUSSIAN
 from advtrain.certification.sequential import LOSS, SLACK, fewest, looks, plan
 from advtrain.certification.smoothing import ABSTAIN, Smoothed
 
@@ -77,7 +78,7 @@ def test_the_error_at_the_threshold_is_what_fractions_say_and_could_not_be_close
 @pytest.mark.parametrize("sigmas", [0.0, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize(("alpha", "below"), [(0.05, 0), (0.01, 1), (ALPHA, 0)])
 def test_no_more_than_a_share_alpha_of_rates_at_the_threshold_is_claimed(sigmas, alpha, below):
-    edge = rate(sigmas, 1.0)
+    edge = GAUSSIAN.rate(sigmas, 1.0)
     p = edge - below * (edge * (1 - edge) / N) ** 0.5
     claimed, _ = answers(np.full(10_000, p), plan([edge], N, alpha), seed=int(10 * sigmas))
     most = binom.isf(1e-4, 10_000, alpha)
@@ -87,7 +88,7 @@ def test_no_more_than_a_share_alpha_of_rates_at_the_threshold_is_claimed(sigmas,
 
 
 def test_ends_on_the_no_side_add_no_claims():
-    edge = rate(1.0, 1.0)
+    edge = GAUSSIAN.rate(1.0, 1.0)
     test = plan([edge], 10_000, 0.05)
     never = type(test)(test.looks, test.yes, np.full_like(test.no, -1))
     p = np.full(20_000, edge)
@@ -98,9 +99,9 @@ def test_ends_on_the_no_side_add_no_claims():
 
 def test_claims_on_a_list_are_no_more_often_wrong_than_on_one_radius():
     asked = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
-    test = plan([rate(each, 1.0) for each in asked], 10_000, 0.05)
+    test = plan([GAUSSIAN.rate(each, 1.0) for each in asked], 10_000, 0.05)
     for number, each in enumerate(asked):
-        claimed, _ = answers(np.full(10_000, rate(each, 1.0)), test, seed=number)
+        claimed, _ = answers(np.full(10_000, GAUSSIAN.rate(each, 1.0)), test, seed=number)
         assert (claimed > number).sum() <= binom.isf(1e-4, 10_000, 0.05)
 
 
@@ -115,7 +116,7 @@ def test_a_smaller_threshold_is_claimed_first():
 
 @pytest.mark.parametrize("sigmas", [0.0, 1.0, 2.0, 2.84, 3.0, 3.38, 3.5, 3.8])
 def test_the_last_look_claims_what_all_draws_would_but_for_a_hundredth_of_sigma(sigmas):
-    last = int(plan([rate(sigmas, 1.0)], N, ALPHA).yes[-1, 0])
+    last = int(plan([GAUSSIAN.rate(sigmas, 1.0)], N, ALPHA).yes[-1, 0])
     assert radius(lower_bound(last, N, ALPHA), 1.0) >= sigmas - 1e-9
     lost = radius(lower_bound(last - 1, N, ALPHA), 1.0) - sigmas  # the most that is not claimed
     assert lost < (0.004 if sigmas <= 3 else 0.008)
@@ -132,8 +133,8 @@ def test_the_largest_radius_of_n_draws_can_be_claimed_and_no_larger_one():
 
 @pytest.mark.parametrize("sigmas", [0.0, 1.0, 2.0, 3.0])
 def test_claims_are_as_frequent_as_with_all_draws_on_a_part_of_them(sigmas):
-    edge = rate(sigmas, 1.0)
-    p = np.array([rate(sigmas + each, 1.0) for each in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)])
+    edge = GAUSSIAN.rate(sigmas, 1.0)
+    p = np.array([GAUSSIAN.rate(sigmas + each, 1.0) for each in (-0.5, -0.2, -0.1, 0.1, 0.2, 0.5)])
     claimed, draws = answers(p.repeat(500), plan([edge], N, ALPHA))
     often = claimed.reshape(6, -1).mean(1)
     fixed = binom.sf(binom.isf(ALPHA, N, edge), N, p)
@@ -144,7 +145,7 @@ def test_claims_are_as_frequent_as_with_all_draws_on_a_part_of_them(sigmas):
 
 
 def test_fewer_draws_are_needed_than_by_the_mixture_martingale():
-    edge, p = rate(2.0, 1.0), np.repeat([rate(each, 1.0) for each in (1.7, 2.3, 3.0)], 2000)
+    edge, p = GAUSSIAN.rate(2.0, 1.0), np.repeat([GAUSSIAN.rate(each, 1.0) for each in (1.7, 2.3, 3.0)], 2000)
     ours = answers(p, plan([edge], N, ALPHA))[1].mean()
     random, at = np.random.default_rng(1), looks(N)
     steps = random.binomial(np.diff(at, prepend=0)[:, None], p)
@@ -197,7 +198,7 @@ def test_an_image_has_the_same_answer_and_draws_alone_and_among_others_in_any_ba
 
 def test_answers_follow_from_the_counts_of_each_stream(images):
     found = certify_radii(Smoothed(HalfSpace(), 2, 0.25), images, RADII, 30, 2000, seeds=range(9))
-    test = plan([rate(each, 0.25) for each in [0, *RADII]], 2000, ALPHA)
+    test = plan([GAUSSIAN.rate(each, 0.25) for each in [0, *RADII]], 2000, ALPHA)
     for i, image in enumerate(images):
         stream = torch.Generator().manual_seed(i)
         above = [

@@ -48,6 +48,8 @@ def conf_dir() -> Path:
 def register_resolvers() -> None:
     """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size.
 
+    Of a list A its members, each at most B, and each once.
+
     `${times:A,B}`: the product. `${pick:NAME,{A:1,B:2},C}`: what stands under NAME, else C.
     """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
@@ -57,6 +59,8 @@ def register_resolvers() -> None:
 
 
 def _limit(value: Any, bound: Any) -> Any:
+    if isinstance(value, list | ListConfig):
+        return ListConfig(list(dict.fromkeys(_limit(member, bound) for member in value)))
     if value is None or bound is None:
         return bound if value is None else value
     numbers = number(value), number(bound)

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advtrain import status
+from advtrain.certification.soundness import unsound
 from advtrain.config import ConfigError
 from advtrain.data.split import Split
 from advtrain.digests import as_bytes, digest, fingerprint
@@ -20,13 +20,12 @@ from advtrain.evaluation import (
     EvaluationFailed,
     Outcome,
     Row,
-    Show,
     Subject,
     evaluate,
     row_name,
     rows,
 )
-from advtrain.files import write_atomic, write_json
+from advtrain.files import write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
@@ -34,8 +33,10 @@ from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
-from advtrain.results import attack_name, document, printable, row_record, worst_case
-from advtrain.run_certification import certify, doubted
+from advtrain.results import document, printable, row_record, worst_case
+from advtrain.run_certification import doubted
+from advtrain.run_guarantees import ABSENT, guarantees, require_provable
+from advtrain.run_pictures import keep_pictures
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
 from advtrain.trust import contradictions
@@ -45,9 +46,13 @@ logger = logging.getLogger(__name__)
 
 PROBES = 16  # images on which the network that is attacked is held against the one judged
 PROBED = 128  # images that tell whether the network can be trusted with an evaluation
-PICTURES = 8  # adversarial examples kept for the report
 DIGESTED = 1000  # images whose pixels tell one set of examples from another
 LOG, PORTRAIT = "verdicts.jsonl", "portrait.npy"
+HEADERS = (
+    "certify.json",
+    "soundness.json",
+    "predict/study.json",
+)  # without which logs are not used
 
 
 def evaluate_model(
@@ -57,16 +62,16 @@ def evaluate_model(
     checkpoint: str,
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    """Run every row of `eval`, then its certificate; results.json is rewritten after each.
+    """Run every row of `eval`, then what it proves; results.json is rewritten after each.
 
     With resume=false nothing that was found in the directory before is used. Returns the content
-    of results.json. EvaluationFailed: the network, the log or a row; tables and report then hold
-    the rows before it.
+    of results.json. EvaluationFailed: the network, the log or a row, in which case tables and
+    report hold the rows before it; or certificates that an attack has broken, which they tell.
     """
     plan: Evaluation = setting.build("eval")
     refuse_names(plan.attacks)
     if not setting.config["resume"]:
-        for name in (LOG, PORTRAIT, "certify.json"):
+        for name in (LOG, PORTRAIT, *HEADERS):
             (setting.directory / name).unlink(missing_ok=True)
     with told():
         log = VerdictLog(setting.directory / LOG)
@@ -82,25 +87,31 @@ def evaluate_model(
     )
     with told():
         planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
+    with told("exact: "):
+        require_provable(model, setting, plan)
     subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
     alarms = [
         {"check": "training", "row": "model", "message": message}
         for message in facts.get("alarms", ())
     ]
     found: list[Outcome] = []
-    certified: dict[str, Any] | None = None
+    proven = dict(ABSENT)
 
     def write() -> dict[str, Any]:
         records = [row_record(outcome) for outcome in found]
-        seconds = sum(record["seconds"] for record in records)
+        certified, predicted = proven["certified"] or {}, proven["predict_study"]
+        entries = [*records, *filter(None, (certified, certified.get("soundness"), predicted))]
         content = document(
             described,
             records,
             worst_case=worst_case(found),
-            certified=certified,
-            warnings=[*alarms, *shown, *contradictions(records, len(setting.data.classes))],
+            **proven,
+            warnings=[
+                *unsound(proven["certified"]),
+                *(*alarms, *shown, *contradictions(records, len(setting.data.classes))),
+            ],
             environment=environment(setting),
-            seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
+            seconds=round(sum(entry["seconds"] for entry in entries), 3),
         )
         write_json(setting.directory / "results.json", content)
         return content
@@ -119,7 +130,7 @@ def evaluate_model(
                     seed=setting.config["seed"],
                     stop=stop,
                     watch=bar.advance,
-                    show=_keep_pictures(setting, subject, row),
+                    show=keep_pictures(setting, subject, row),
                 )
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
@@ -131,15 +142,18 @@ def evaluate_model(
         clean = judge_row(planned[0], [True] * size).standing
         for row in planned[1:]:
             judge_row(row, clean)
+        with told():
+            for found_out in guarantees(model, setting, plan, seen, stop):
+                proven |= found_out
+                write()
+        for refuted in unsound(proven["certified"]):
+            raise EvaluationFailed(refuted["message"])
     except EvaluationFailed as error:
         if found:
             write()
             status.write(setting.directory, "failed", str(error))
             write_run(setting.directory)
         raise
-    if plan.certify is not None:
-        with told("certify: "):
-            certified = certify(model, setting, plan.certify, seen, stop)
     return write()
 
 
@@ -269,33 +283,6 @@ def environment(setting: Setting) -> dict[str, Any]:
         "precision": setting.config["precision"],
         "threads": torch.get_num_threads(),
     }
-
-
-def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
-    """Saves the first images of the last row that attacks with the training norm, and not in one
-    step: in several, or exactly.
-    """
-    path = setting.directory / "examples.npz"
-    norm = setting.build("threat").norm
-    fit = row.settings.get("steps") is not None or attack_name(row.attack) == "exact"
-    if row.threat is None or row.threat.norm != norm or not fit:
-        return None
-
-    def show(x: Tensor, x_adv: Tensor, y: Tensor, adversarial: Tensor) -> None:
-        with crafting(subject.model, "eval"), torch.no_grad():
-            clean = subject.model(x[:PICTURES])
-        arrays = {
-            "clean": x,
-            "adversarial": x_adv,
-            "labels": y,
-            "predicted_clean": clean.argmax(1),
-            "predicted_adversarial": adversarial.argmax(1),
-        }
-        content = {name: value[:PICTURES].cpu().numpy() for name, value in arrays.items()}
-        content |= {"row": np.array(row.name), "classes": np.array(setting.data.classes)}
-        write_atomic(path, lambda stream: np.savez(stream, allow_pickle=False, **content))
-
-    return show
 
 
 def _line(record: Mapping[str, Any]) -> str:

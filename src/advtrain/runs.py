@@ -11,8 +11,11 @@ from torch import nn
 
 from advtrain import checkpoints
 from advtrain.certification.bounds import draws_needed
+from advtrain.certification.linear import require_norms
 from advtrain.certification.noise import KINDS
+from advtrain.certification.prediction import PredictStudy
 from advtrain.certification.question import as_written, multiples, require_radii
+from advtrain.certification.soundness import require_rescaled
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
@@ -55,7 +58,9 @@ class Certification:
 
     With `radii`, which of these is certified, on as few of the n draws as that takes; `width` asks
     for the multiples of a number, up to the largest that n draws can certify. `precision`: of the
-    network that is certified, whatever it was trained in.
+    network that is certified, whatever it was trained in. `attack`, unless null, then tries to
+    break each certificate: on the smoothed view of the network with `attack_draws` of noise, its
+    threat in units of the certified radius.
     """
 
     sigma: Positive
@@ -68,6 +73,8 @@ class Certification:
     precision: Literal["fp32", "bf16"]
     radii: list[NonNegative] | None
     width: Positive | None
+    attack: Attack | None
+    attack_draws: Count
 
     def __post_init__(self) -> None:
         if self.n < draws_needed(self.alpha):
@@ -80,6 +87,13 @@ class Certification:
         if self.asked is not None:
             needed = partial(KINDS[self.noise].rate, sigma=self.sigma)
             require_radii(self.asked, self.n, self.alpha, largest=self._largest(), needed=needed)
+        if self.attack is not None:
+            if self.noise != "gaussian":
+                raise ValueError(
+                    f"noise={self.noise} certifies radii in another norm than the l2 in which "
+                    "`attack` searches. Use noise=gaussian, or attack=null."
+                )
+            require_rescaled(self.attack)
 
     @property
     def asked(self) -> list[float] | None:
@@ -96,18 +110,25 @@ class Certification:
 class Evaluation:
     """The rows of an evaluation on the first `size` test examples (null: all).
 
-    Its certificate is of no more than those, and of no more than a size of its own.
+    Its certificates and its PREDICT study are of no more than those, and of no more than sizes of
+    their own. `exact`: of a linear model, by norm, the radii at which to count exact certificates.
     """
 
     attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
     batch_size: Count
+    predict: PredictStudy | None = None
+    exact: Mapping[str, list[NonNegative]] | None = None
 
     def __post_init__(self) -> None:
-        if self.certify is not None and self.size is not None:
-            size = min(self.size, self.certify.size or self.size)
-            object.__setattr__(self, "certify", replace(self.certify, size=size))
+        if self.exact is not None:
+            require_norms(self.exact)
+        for name in ("certify", "predict"):
+            part = getattr(self, name)
+            if part is not None and self.size is not None:
+                size = min(self.size, part.size or self.size)
+                object.__setattr__(self, name, replace(part, size=size))
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,30 @@
 """draws.tsv: how many draws of noise the certificates of an adaptive run took, n0 included.
 
-Beside certify.tsv, whose six columns are Cohen's: idx and draws, tab-separated, under a header. An
-image has its line before its certificate. A line counts only with its newline.
+Beside certify.tsv, whose six columns are Cohen's. An image has its line before its certificate.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
-from advtrain.files import write_text
-
-HEADER = "idx\tdraws"
+from advtrain.certification.lines import Format, columns
 
 
-def read(path: Path) -> dict[int, int]:
-    """Draws by idx; none where there is no file. An unfinished last line is cut off."""
-    if not path.exists():
-        return {}
-    whole, newline, cut = path.read_text(encoding="utf-8").rpartition("\n")
-    if cut:
-        write_text(path, whole + newline)
-    pairs = (line.split("\t") for line in whole.split("\n")[1:])
-    return {int(index): int(draws) for index, draws in pairs}
+@dataclass(frozen=True)
+class Drawn:
+    """The draws of image `index`."""
+
+    index: int
+    draws: int
+
+    def line(self) -> str:
+        return f"{self.index}\t{self.draws}"
 
 
-def append(path: Path, draws: Mapping[int, int]) -> None:
-    """Add lines to `path`, which begins with its header."""
-    begin = not path.exists() or path.stat().st_size == 0
-    lines = [*([HEADER] if begin else []), *(f"{index}\t{each}" for index, each in draws.items())]
-    with path.open("a", encoding="utf-8", newline="\n") as stream:
-        stream.write("".join(f"{line}\n" for line in lines))
+def parse(line: str) -> Drawn:
+    """ValueError: not two numbers, or none that can be."""
+    found = Drawn(*map(int, columns(line, 2)))
+    if found.index < 0 or found.draws < 1:
+        raise ValueError(f"idx {found.index} or draws {found.draws} is out of range")
+    return found
+
+
+DRAWS = Format("idx\tdraws", parse, "a log of draws", "counted")

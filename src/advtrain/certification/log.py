@@ -5,20 +5,15 @@ is H:MM:SS.ffffff or seconds, under a header of these names. https://github.com/
 
 Differs: the authors print radii to three digits, which lifts some onto the next point of a grid
 (0.4996 reads as 0.5). Here nine decimals are cut off, never rounded up.
-
-A line counts only with its newline: before that, a killed writer may have left half a number.
 """
 
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from math import isfinite
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from advtrain.files import write_text
+from advtrain.certification import lines
+from advtrain.certification.lines import Format, clock, columns, seconds
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 STEP = Decimal("1e-9")  # of radii in the file
@@ -43,54 +38,26 @@ class Certificate:
 
     def line(self) -> str:
         """The line of the file, without its newline; reading it gives a radius not above this."""
-        # by way of repr: the exact value of the float 0.378 is below 0.378, and would lose a step
-        cut = Decimal(repr(float(self.radius))).quantize(STEP, rounding=ROUND_DOWN)
-        radius = f"{cut:f}" if cut else "0.0"
-        columns = (self.index, self.label, self.prediction, radius, int(self.correct))
-        return "\t".join([*map(str, columns), clock(self.seconds)])
+        told = (self.index, self.label, self.prediction, cut(self.radius), int(self.correct))
+        return "\t".join([*map(str, told), clock(self.seconds)])
 
 
-@dataclass(frozen=True)
-class Log:
-    """What a file holds: certificates in its order, and a sentence for each line that is not one.
+class Log(lines.Log[Certificate]):
+    """What a certify.tsv holds."""
 
-    Of lines with the same idx, the first counts. `cut` is the unfinished last line, if any: it
-    is no fault, the image was merely not done.
-    """
-
-    certificates: tuple[Certificate, ...] = ()
-    problems: tuple[str, ...] = ()
-    cut: str = ""
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        return self.lines
 
 
-class Writer:
-    """Appends certificates to `path`, and flushes them as they come.
+class Writer(lines.Writer[Certificate]):
+    """Appends certificates to `path`, see `lines.Writer`."""
 
-    Opening creates the file with its header, or repairs the one that is there and goes on after
-    it; `found` is what it held. Use it in a `with` block.
-
-    ValueError: `path` is not such a log; it is left as it is.
-    """
+    found: Log
 
     def __init__(self, path: Path) -> None:
-        self.found = repair(path)
-        self._stream = path.open("a", encoding="utf-8", newline="\n")
-
-    def write(self, certificates: Iterable[Certificate]) -> None:
-        """Append the lines in one piece, and flush them."""
-        self._stream.write("".join(f"{each.line()}\n" for each in certificates))
-        self._stream.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stream.close()
+        super().__init__(path, CERTIFICATES)
+        self.found = _log(self.found)
 
 
 def read(path: Path) -> Log:
@@ -98,27 +65,7 @@ def read(path: Path) -> Log:
 
     A file that ends within its header holds nothing yet. ValueError: another header.
     """
-    text = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
-    head, newline, body = text.partition("\n")
-    if not newline and HEADER.startswith(head):
-        return Log(cut=head)
-    if head != HEADER:
-        raise ValueError(
-            f"{path} begins with {head[:60]!r}, not with the columns of a certification log, "
-            f"{HEADER!r}. Move it away, or name another file."
-        )
-    *lines, cut = body.split("\n")
-    seen: dict[int, Certificate] = {}
-    problems = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            certificate = parse(line)
-            if certificate.index in seen:
-                raise ValueError(f"idx {certificate.index} was certified before, and counts once")
-            seen[certificate.index] = certificate
-        except ValueError as error:
-            problems.append(f"{path.name}, line {number} is not counted: {error}.")
-    return Log(tuple(seen.values()), tuple(problems), cut)
+    return _log(CERTIFICATES.read(path))
 
 
 def repair(path: Path) -> Log:
@@ -126,44 +73,43 @@ def repair(path: Path) -> Log:
 
     A missing file becomes an empty log. Returns what `read` found; a sound file is not touched.
     """
-    found = read(path) if path.exists() else Log()
-    if found.problems or found.cut or not path.exists() or os.path.getsize(path) == 0:
-        lines = [HEADER, *(each.line() for each in found.certificates)]
-        write_text(path, "".join(f"{line}\n" for line in lines))
-    return found
+    return _log(CERTIFICATES.repair(path))
 
 
 def parse(line: str) -> Certificate:
     """The certificate of one line without its newline. ValueError says what is wrong with it."""
-    columns = line.split("\t")
-    if len(columns) != 6:
-        raise ValueError(f"it has {len(columns)} columns, not 6: {line[:60]!r}")
-    index, label, prediction, correct = (int(columns[i]) for i in (0, 1, 2, 4))
-    radius = float(columns[3])
-    certificate = Certificate(index, label, prediction, radius, seconds(columns[5]))
-    if index < 0 or label < 0 or prediction < -1:
-        raise ValueError(f"idx {index}, label {label} or predict {prediction} is out of range")
+    told = columns(line, 6)
+    index, label, prediction, correct = (int(told[i]) for i in (0, 1, 2, 4))
+    radius = float(told[3])
+    certificate = Certificate(index, label, prediction, radius, seconds(told[5]))
+    require_classes(index, label, prediction)
     if not (isfinite(radius) and radius >= 0) or (prediction == -1 and radius != 0):
-        raise ValueError(f"radius {columns[3]} cannot be, with predict {prediction}")
-    if correct != certificate.correct:
-        raise ValueError(f"correct is {correct}, with label {label} and predict {prediction}")
+        raise ValueError(f"radius {told[3]} cannot be, with predict {prediction}")
+    require_correct(correct, label, prediction)
     return certificate
 
 
-def clock(duration: float) -> str:
-    """Seconds as H:MM:SS.ffffff; hours may exceed 24."""
-    microseconds = round(duration * 1e6)
-    minutes, rest = divmod(microseconds, 60_000_000)
-    whole, fraction = divmod(rest, 1_000_000)
-    return f"{minutes // 60}:{minutes % 60:02}:{whole:02}.{fraction:06}"
+def require_classes(index: int, label: int, prediction: int) -> None:
+    """ValueError: numbers that name no image, or no class."""
+    if index < 0 or label < 0 or prediction < -1:
+        raise ValueError(f"idx {index}, label {label} or predict {prediction} is out of range")
 
 
-def seconds(text: str) -> float:
-    """The duration written as H:MM:SS, H:MM:SS.ffffff or seconds. ValueError for other texts."""
-    parts = [float(part) for part in text.split(":")]
-    if len(parts) not in (1, 3) or not all(isfinite(part) and part >= 0 for part in parts):
-        raise ValueError(f"time is {text!r}, neither H:MM:SS.ffffff nor seconds")
-    total = 0.0
-    for part in parts:
-        total = 60 * total + part
-    return total
+def require_correct(correct: int, label: int, prediction: int) -> None:
+    """ValueError: `correct` is not what label and prediction say."""
+    if correct != (prediction == label):
+        raise ValueError(f"correct is {correct}, with label {label} and predict {prediction}")
+
+
+def cut(radius: float) -> str:
+    """`radius` to nine decimals, never rounded up."""
+    # by way of repr: the exact value of the float 0.378 is below 0.378, and would lose a step
+    short = Decimal(repr(float(radius))).quantize(STEP, rounding=ROUND_DOWN)
+    return f"{short:f}" if short else "0.0"
+
+
+def _log(found: lines.Log[Certificate]) -> Log:
+    return Log(found.lines, found.problems, found.cut)
+
+
+CERTIFICATES = Format(HEADER, parse, "a certification log", "certified")

@@ -1,0 +1,169 @@
+"""Logs of one line per image: tab-separated columns, under a header of their names.
+
+They are flushed as images are done, and go on after their last line when a killed run is started
+again. A line counts only with its newline: before that, a killed writer may have left half a
+number. What the columns are, a `Format` says.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from advtrain.files import write_json, write_text
+
+
+class Line(Protocol):
+    """What a log says about one image."""
+
+    @property
+    def index(self) -> int:
+        """The place of the image in its source; one line of a log has it."""
+
+    def line(self) -> str:
+        """The line of the file, without its newline."""
+
+
+L = TypeVar("L", bound=Line)
+
+
+@dataclass(frozen=True)
+class Log(Generic[L]):
+    """What a file holds: its lines in their order, and a sentence for each that is not one.
+
+    Of lines with the same idx, the first counts. `cut` is the unfinished last line, if any: it
+    is no fault, the image was merely not done.
+    """
+
+    lines: tuple[L, ...] = ()
+    problems: tuple[str, ...] = ()
+    cut: str = ""
+
+
+@dataclass(frozen=True)
+class Format(Generic[L]):
+    """One kind of log: its header, how a line is read, and its name in messages.
+
+    `parse` raises ValueError, saying what is wrong with a line. `done` is what happens to an image
+    before it has a line, as in "idx 3 was certified before".
+    """
+
+    header: str
+    parse: Callable[[str], L]
+    name: str
+    done: str
+
+    def read(self, path: Path) -> Log[L]:
+        """The lines of `path`, those that are none, and an unfinished last line.
+
+        A file that ends within its header holds nothing yet. ValueError: another header.
+        """
+        text = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+        head, newline, body = text.partition("\n")
+        if not newline and self.header.startswith(head):
+            return Log(cut=head)
+        if head != self.header:
+            raise ValueError(
+                f"{path} begins with {head[:60]!r}, not with the columns of {self.name}, "
+                f"{self.header!r}. Move it away, or name another file."
+            )
+        *lines, cut = body.split("\n")
+        seen: dict[int, L] = {}
+        problems = []
+        for number, line in enumerate(lines, start=2):
+            try:
+                found = self.parse(line)
+                if found.index in seen:
+                    raise ValueError(f"idx {found.index} was {self.done} before, and counts once")
+                seen[found.index] = found
+            except ValueError as error:
+                problems.append(f"{path.name}, line {number} is not counted: {error}.")
+        return Log(tuple(seen.values()), tuple(problems), cut)
+
+    def repair(self, path: Path) -> Log[L]:
+        """Rewrite `path`, atomically, as the lines that count, so that more may be appended.
+
+        A missing file becomes an empty log. Returns what `read` found; a sound file is not touched.
+        """
+        found = self.read(path) if path.exists() else Log[L]()
+        if found.problems or found.cut or not path.exists() or os.path.getsize(path) == 0:
+            lines = [self.header, *(each.line() for each in found.lines)]
+            write_text(path, "".join(f"{line}\n" for line in lines))
+        return found
+
+    def writer(self, path: Path) -> "Writer[L]":
+        return Writer(path, self)
+
+
+class Writer(Generic[L]):
+    """Appends lines to `path`, and flushes them as they come.
+
+    Opening creates the file with its header, or repairs the one that is there and goes on after
+    it; `found` is what it held. Use it in a `with` block.
+
+    ValueError: `path` is not such a log; it is left as it is.
+    """
+
+    def __init__(self, path: Path, form: Format[L]) -> None:
+        self.found = form.repair(path)
+        self._stream = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, lines: Iterable[L]) -> None:
+        """Append the lines in one piece, and flush them."""
+        self._stream.write("".join(f"{each.line()}\n" for each in lines))
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+def claim(header: Path, key: str, facts: Mapping[str, Any], logs: Iterable[Path]) -> None:
+    """Keep `logs` if `header`, the JSON beside them, has their `key`; else remove them.
+
+    `key` names all that their lines depend on. `header` then says so, with the `facts` that the
+    columns leave out.
+    """
+    if header.exists() and json.loads(header.read_text()).get("key") == key:
+        return
+    for log in logs:
+        log.unlink(missing_ok=True)
+    write_json(header, {"key": key, **facts})
+
+
+def columns(line: str, count: int) -> list[str]:
+    """The columns of a line. ValueError: not so many."""
+    found = line.split("\t")
+    if len(found) != count:
+        raise ValueError(f"it has {len(found)} columns, not {count}: {line[:60]!r}")
+    return found
+
+
+def clock(duration: float) -> str:
+    """Seconds as H:MM:SS.ffffff; hours may exceed 24."""
+    microseconds = round(duration * 1e6)
+    minutes, rest = divmod(microseconds, 60_000_000)
+    whole, fraction = divmod(rest, 1_000_000)
+    return f"{minutes // 60}:{minutes % 60:02}:{whole:02}.{fraction:06}"
+
+
+def seconds(text: str) -> float:
+    """The duration written as H:MM:SS, H:MM:SS.ffffff or seconds. ValueError for other texts."""
+    parts = [float(part) for part in text.split(":")]
+    if len(parts) not in (1, 3) or not all(isfinite(part) and part >= 0 for part in parts):
+        raise ValueError(f"time is {text!r}, neither H:MM:SS.ffffff nor seconds")
+    total = 0.0
+    for part in parts:
+        total = 60 * total + part
+    return total

@@ -1,0 +1,105 @@
+"""Attacks on certificates, into soundness.tsv; goes on after the last line that is there."""
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from advtrain.answers import attacking
+from advtrain.certification.lines import claim
+from advtrain.certification.log import read
+from advtrain.certification.smoothing import Smoothed
+from advtrain.certification.soundness import ATTEMPTS, LEVEL, Attempt, challenge, report
+from advtrain.digests import fingerprint
+from advtrain.inference import swift
+from advtrain.models.views import smoothed
+from advtrain.modes import crafting
+from advtrain.precision import computing_in, full_precision
+from advtrain.progress import Progress
+from advtrain.results import spelled
+from advtrain.runs import Certification, Setting
+from advtrain.seeding import derive, stream
+
+logger = logging.getLogger(__name__)
+
+PROBES = 16  # images on which the network that is attacked is held against the one judged
+
+
+def soundness(
+    model: nn.Module,
+    setting: Setting,
+    plan: Certification,
+    seen: str,
+    stop: Callable[[], None],
+) -> dict[str, Any]:
+    """Attack every certificate of certify.tsv with a radius; `certified.soundness` of results.json.
+
+    Those of the first `plan.size` test examples, with `plan.attack`. Broken ones are logged as
+    errors. What is attacked is a faster copy of the network, what is asked the network
+    itself. Draws depend on the seed and the place of the image alone. A line of soundness.tsv
+    counts as long as network, certificates and attack, told by soundness.json, are the same.
+    """
+    assert plan.attack is not None
+    config, examples = setting.config, setting.data.test
+    size = min(len(examples), plan.size or len(examples))
+    places = {index: place for place, index in enumerate(examples.source[:size].tolist())}
+    certificates = [
+        each
+        for each in read(setting.directory / "certify.tsv").certificates
+        if each.index in places and each.radius > 0
+    ]
+    attack, log = spelled(plan.attack), setting.directory / "soundness.tsv"
+    claims = [(each.index, each.prediction, each.radius) for each in certificates]
+    asked = {"attack": attack, "draws": plan.attack_draws, "n": plan.n, "level": LEVEL}
+    key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
+    claim(log.with_suffix(".json"), key, {**asked, "seed": config["seed"]}, [log])
+    g = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
+    done = {each.index for each in ATTEMPTS.repair(log).lines}
+    missing = [each for each in certificates if each.index not in done]
+    bar = Progress(len(claims), "soundness", "img", done=len(done))
+    fast = swift(model, examples.batch(slice(0, min(size, PROBES)))[0])
+    with ExitStack() as stack, ATTEMPTS.writer(log) as writer, bar:
+        stack.enter_context(computing_in(model, plan.precision))
+        stack.enter_context(full_precision(fast))
+        for network in (model, fast):
+            stack.enter_context(crafting(network, "eval"))
+        for each in missing:
+            stop()
+            began = time.perf_counter()
+            x, _ = examples.batch(torch.tensor([places[each.index]]))
+            look, judge, noise = (
+                derive(config["seed"], "soundness", part, each.index)
+                for part in ("look", "judge", "view")
+            )
+            view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
+            with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
+                distance, answer, p_value = challenge(
+                    g,
+                    view,
+                    x,
+                    each.prediction,
+                    each.radius,
+                    attack=plan.attack,
+                    draws=plan.n,
+                    seeds=(look, judge),
+                )
+            claimed = (each.index, each.label, each.prediction, each.radius)
+            taken = time.perf_counter() - began
+            attempt = Attempt(*claimed, distance, answer, p_value, taken)
+            writer.write([attempt])
+            if attempt.broken:
+                logger.error(
+                    "certificate of image %d is broken: class %d at distance %.4g, where class %d "
+                    "is certified up to %.4g (p-value %.1g)",
+                    *(each.index, answer, distance, each.prediction, each.radius, p_value),
+                )
+            bar.advance()
+        found = report(ATTEMPTS.read(log).lines, attack, plan.attack_draws)
+        bar.say(
+            f"{'soundness':<12} {len(found['broken'])} of {found['examples']} certificates broken"
+        )
+    return found
