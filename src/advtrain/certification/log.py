@@ -21,6 +21,7 @@ from typing import Self
 from advtrain.files import write_text
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
+PREDICT_HEADER = "idx\tlabel\tpredict\tcorrect\ttime"
 STEP = Decimal("1e-9")  # of radii in the file
 
 
@@ -54,8 +55,8 @@ class Certificate:
 class Log:
     """What a file holds: certificates in its order, and a sentence for each line that is not one.
 
-    Of lines with the same idx, the first counts. `cut` is the unfinished last line, if any: it
-    is no fault, the image was merely not done.
+    Of lines with the same idx, the first counts; it is told where they disagree. `cut` is the
+    unfinished last line, if any: it is no fault, the image was merely not done.
     """
 
     certificates: tuple[Certificate, ...] = ()
@@ -102,6 +103,12 @@ def read(path: Path) -> Log:
     head, newline, body = text.partition("\n")
     if not newline and HEADER.startswith(head):
         return Log(cut=head)
+    if head == PREDICT_HEADER:
+        raise ValueError(
+            f"{path} begins with {head!r}, the columns of a PREDICT log, not with the columns of a "
+            "certification log: it holds answers and no radii. Give the log of CERTIFY, which has "
+            "a column radius."
+        )
     if head != HEADER:
         raise ValueError(
             f"{path} begins with {head[:60]!r}, not with the columns of a certification log, "
@@ -113,12 +120,22 @@ def read(path: Path) -> Log:
     for number, line in enumerate(lines, start=2):
         try:
             certificate = parse(line)
-            if certificate.index in seen:
-                raise ValueError(f"idx {certificate.index} was certified before, and counts once")
-            seen[certificate.index] = certificate
+            first = seen.setdefault(certificate.index, certificate)
+            if first is not certificate:
+                raise ValueError(_repeated(first, certificate))
         except ValueError as error:
             problems.append(f"{path.name}, line {number} is not counted: {error}.")
     return Log(tuple(seen.values()), tuple(problems), cut)
+
+
+def _repeated(first: Certificate, again: Certificate) -> str:
+    """What is wrong with a second line of the same idx."""
+    words = f"idx {again.index} was certified before, and counts once"
+    answers = [(each.label, each.prediction, each.radius) for each in (first, again)]
+    if answers[0] == answers[1]:
+        return words
+    told = [f"label {label}, predict {guess}, radius {r:g}" for label, guess, r in answers]
+    return f"{words}, as it stood first ({told[0]}); this line disagrees ({told[1]})"
 
 
 def repair(path: Path) -> Log:
@@ -135,9 +152,13 @@ def repair(path: Path) -> Log:
 
 def parse(line: str) -> Certificate:
     """The certificate of one line without its newline. ValueError says what is wrong with it."""
+    if line == HEADER:
+        raise ValueError("it is the header again, as where two logs were joined")
     columns = line.split("\t")
     if len(columns) != 6:
         raise ValueError(f"it has {len(columns)} columns, not 6: {line[:60]!r}")
+    if "_" in line:
+        raise ValueError(f"a number has an underscore: {line[:60]!r}")  # int() would read 1_0 as 10
     index, label, prediction, correct = (int(columns[i]) for i in (0, 1, 2, 4))
     radius = float(columns[3])
     certificate = Certificate(index, label, prediction, radius, seconds(columns[5]))
