@@ -196,7 +196,7 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path, text):
 
 def test_a_predict_log_is_recognised(tmp_path):
     (tmp_path / "N_100").write_text(f"{PREDICT_HEADER}\n0\t0\t0\t1\t0:00:01.737771\n")
-    with pytest.raises(ValueError, match="PREDICT log.* no radii"):
+    with pytest.raises(ValueError, match=r"PREDICT log.* no radii"):
         read(tmp_path / "N_100")
 
 
