@@ -21,7 +21,11 @@ def certified_curves(claims: Claims, path: Path) -> Path | None:
     its pointwise 95 % interval. None where there is nothing to draw.
     """
     told = [claim for claim in claims.claims if claim.radii or len(claim.shares) > 1]
-    drawn = sorted(told[:MAX_LINES], key=lambda claim: (claim.sigma is None, claim.sigma or 0.0))
+    order = [claim.data for claim in told]
+    drawn = sorted(
+        told[:MAX_LINES],
+        key=lambda claim: (order.index(claim.data), claim.sigma is None, claim.sigma or 0.0),
+    )
     if not drawn:
         return None
     alone = len(drawn) == 1
@@ -87,11 +91,10 @@ def _reached(radii: Sequence[float]) -> tuple[Any, Any]:
 
 
 def _words(drawn: Sequence[Claim], told: int) -> str:
-    words = []
+    facts, words = "", []
     if len(drawn) == 1 and drawn[0].found is not None:
-        known = settings_of(drawn[0].found)
-        size = drawn[0].examples
-        words += [f"{size} examples" if size is not None else "", known]
+        size = "" if drawn[0].examples is None else f"{drawn[0].examples} examples"
+        facts = ", ".join(filter(None, [size, settings_of(drawn[0].found)]))
     if any(claim.radii for claim in drawn):
         words.append(f"thin: {HIGH}")
     if len(drawn) == 1 and drawn[0].radii:
@@ -104,4 +107,4 @@ def _words(drawn: Sequence[Claim], told: int) -> str:
         words.append("of several seeds the first is drawn")
     if told > len(drawn):
         words.append(f"the first {len(drawn)} of {told} are drawn")
-    return "; ".join(word for word in words if word)
+    return "\n".join(filter(None, [facts, "; ".join(words)]))

@@ -110,6 +110,7 @@ def _of_runs(
         acr_spread=stdev(acrs) if len(acrs) > 1 else None,
         seeds=len(told),
         radii=logs[0],
+        data=first.dataset,
         source=str(first.directory),
         remarks=(OTHERWISE,) if not logs[0] and read_radii(first.directory) else (),
     )
@@ -133,6 +134,7 @@ def _of_linear(
         spread=_deviation(shares),
         acr_spread=stdev(acrs) if len(acrs) > 1 else None,
         seeds=len(told),
+        data=group[0].dataset,
         source=str(group[0].directory),
     )
 
@@ -150,6 +152,7 @@ def _of_log(label: str, place: int, log: Log, radii: Sequence[float]) -> Claim:
         examples=log.found.examples,
         abstain=log.found.abstain,
         radii=log.radii,
+        data=" ".join(log.known[key] for key in ("dataset", "split") if key in log.known),
         source=str(log.path),
         remarks=tuple(doubts(log, radii)),
     )

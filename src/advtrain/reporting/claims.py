@@ -27,7 +27,7 @@ class Claim:
 
     `high`: what of it holds with high probability. `spread`: the standard deviation over seeds.
     `radii`: of each example of the first seed, -1 where the answer is wrong, empty if not known.
-    `place` is that of the configuration, hence its colour.
+    `place` is that of the configuration, hence its colour; `data` names the images, if known.
     """
 
     label: str
@@ -43,6 +43,7 @@ class Claim:
     acr_spread: float | None = None
     seeds: int = 1
     radii: tuple[float, ...] = ()
+    data: str = ""
     source: str = ""
     remarks: tuple[str, ...] = ()
 
@@ -75,6 +76,8 @@ class Claims:
         return any(claim.high and not claim.is_exact for claim in self.claims)
 
     def best(self, radius: float) -> float | None:
-        """The largest share of a column; None where nothing is compared."""
+        """The largest share of a column; None where nothing is compared, as across data sets."""
+        if len({claim.data for claim in self.claims if claim.data}) > 1:
+            return None
         told = [claim.shares[radius] for claim in self.claims if radius in claim.shares]
         return max(told) if len(set(told)) > 1 else None

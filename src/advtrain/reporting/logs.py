@@ -114,7 +114,9 @@ def names(logs: Sequence[Log]) -> list[str]:
             words[-1] += f", trained with {trained}"
         found.append(" · ".join(words))
     longer = [
-        f"{name} ({log.known['file']})" if found.count(name) > 1 else name
+        f"{name} ({log.known['file']})"
+        if found.count(name) > 1 and name != log.known["file"]
+        else name
         for name, log in zip(found, logs, strict=True)
     ]
     return [

@@ -18,6 +18,7 @@ def certified(value: Any) -> Certified | None:
     """The entry `certified`; what earlier versions do not tell is l2, gaussian and fp32."""
     if not isinstance(value, Mapping):
         return None
+    alpha, examples = values.number(value.get("alpha")), values.integer(value.get("examples"))
     asked = [values.number(radius) for radius in values.items(value.get("radii"))[:MAX_ENTRIES]]
     return Certified(
         accuracy=values.fraction(value.get("accuracy")),
@@ -26,8 +27,8 @@ def certified(value: Any) -> Certified | None:
         sigma=values.number(value.get("sigma")),
         n0=values.integer(value.get("n0")),
         n=values.integer(value.get("n")),
-        alpha=values.number(value.get("alpha")),
-        examples=values.integer(value.get("examples")),
+        alpha=alpha if alpha is not None and 0 < alpha < 1 else None,
+        examples=examples if examples is not None and examples > 0 else None,
         abstain=values.number(value.get("abstain")),
         norm=values.text(value.get("norm")) or "l2",
         noise=values.text(value.get("noise")) or "gaussian",

@@ -15,9 +15,9 @@ def failure(run: Run) -> str:
     named = "; ".join(map(_told, found.broken[:SHOWN]))
     more = f"; and {number - SHOWN} more" if number > SHOWN else ""
     of = f" of {found.examples} attacked" if found.examples is not None else ""
-    one = number == 1
+    noun = "certificate" if number == 1 and not of else "certificates"
     return (
-        f"{number}{of} certificate{'s' * (not one)} {'is' if one else 'are'} BROKEN: inside the "
+        f"{number}{of} {noun} {'is' if number == 1 else 'are'} BROKEN: inside the "
         f"certified radius, {found.attack} found where the smoothed classifier answers otherwise. "
         f"{named}{more}. Do not rely on these certificates.{_chance(run)}"
     )
