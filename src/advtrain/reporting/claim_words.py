@@ -106,6 +106,6 @@ def _provisos(found: Certified) -> Iterator[str]:
         limit = "" if found.n is None else f", at most {found.n:,}"
         yield (
             f"radii asked: {asked}. Draws ended when it was known which of them is certified"
-            f"{limit}{mean}; a certificate is the largest radius asked that it reaches, so ACR "
-            "and other radii count too little."
+            f"{limit}{mean}; a certificate is the largest radius asked that it reaches, so other "
+            "radii count too little, and so would an ACR."
         )
