@@ -1,6 +1,23 @@
-"""Run directories for the tests of the reporting, written without running anything."""
+"""Run directories and logs for the tests of the reporting, written without running anything."""
 
 import json
+
+import pytest
+
+from advtrain.files import write_bytes
+from advtrain.reporting import claim_plots, plots
+
+
+@pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made up to their last line and not rendered, which is what takes long."""
+
+    def save(drawing, path):
+        write_bytes(path, b"")
+        return path
+
+    for module in (plots, claim_plots):
+        monkeypatch.setattr(module, "save", save)
 
 
 def row(name, accuracy, view="identity", n=100, **more):
@@ -38,3 +55,37 @@ def put(directory, content=None, status=None):
     if status is not None:
         (directory / "status.json").write_text(json.dumps(status))
     return directory
+
+
+def certified(**more):
+    """The entry `certified` as earlier versions wrote it, or with `more` keys."""
+    return {
+        "sigma": 0.5,
+        "n0": 100,
+        "n": 1000,
+        "alpha": 0.001,
+        "examples": 200,
+        "accuracy": 0.8,
+        "acr": 0.4,
+        "accuracy_at_radius": {"0.25": 0.6, "0.50": 0.4},
+        "abstain": 0.1,
+    } | more
+
+
+def cohen_log(path, radii, *, time="15.4", header="idx\tlabel\tpredict\tradius\tcorrect\ttime"):
+    """A log as the authors write them: of each example a radius, "wrong" or "abstain"; steps of 20.
+
+    Radii are written with three significant digits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header]
+    for place, radius in enumerate(radii):
+        if radius == "abstain":
+            answer = "-1\t0.0\t0"
+        elif radius == "wrong":
+            answer = "5\t0.8\t0"
+        else:
+            answer = f"3\t{radius:.3}\t1"
+        lines.append(f"{20 * place}\t3\t{answer}\t{time}")
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -19,11 +19,22 @@ import json
 import random
 import subprocess
 import sys
+from math import ceil
 
 import pytest
 
 from advtrain.certification.bounds import largest_radius
-from advtrain.certification.log import HEADER, Certificate, Writer, clock, parse, read, repair
+from advtrain.certification.log import (
+    HEADER,
+    PREDICT_HEADER,
+    Certificate,
+    Writer,
+    clock,
+    parse,
+    read,
+    repair,
+)
+from advtrain.certification.shares import high_probability
 from advtrain.certification.summary import default_radii, summarise
 
 SETTING = {"sigma": 0.25, "n0": 100, "n": 100_000, "alpha": 0.001}
@@ -118,6 +129,25 @@ def test_a_sound_log_is_not_rewritten(tmp_path, certificates):
     assert path.stat().st_ino == before
 
 
+@pytest.mark.parametrize(("examples", "alpha"), [(500, 0.001), (500, 0.01), (10_000, 0.001)])
+def test_high_probability_takes_off_what_false_certificates_make_up(examples, alpha):
+    """By the exact law of their number; see the docstring for the last case."""
+    from scipy.stats import binom
+
+    lost = 0.9 - high_probability(0.9, examples, alpha)
+    failing = binom.sf(ceil(lost * examples) - 1, examples, alpha)
+    assert failing < (0.001 if examples == 500 else 0.0016)
+    assert high_probability(0.001, examples, alpha) == 0
+
+
+def test_high_probability_is_the_formula_of_the_authors():
+    assert high_probability(0.6, 500, 0.001) == pytest.approx(0.5906797665, abs=1e-10)
+    certificates = [Certificate(index, 3, 3, 0.3, 1.0) for index in range(500)]
+    summary = summarise(certificates, **SETTING)
+    assert summary["high_probability"]["0.25"] == high_probability(1.0, 500, 0.001)
+    assert summary["high_probability"].keys() == summary["accuracy_at_radius"].keys()
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -130,7 +160,14 @@ def test_a_sound_log_is_not_rewritten(tmp_path, certificates):
         ("1\t3\t4\t0.2\t1\t1.0", "correct is 1"),
         ("1\t3\t-2\t0.0\t0\t1.0", "out of range"),
         ("1\t3\t3\t0.2\t1\t1:00", "time"),
-        ("0\t3\t3\t0.9\t1\t1.0", "idx 0 was certified before"),
+        ("0\t3\t3\t0.25\t1\t9.0", "idx 0 was certified before, and counts once."),
+        (
+            "0\t3\t3\t0.9\t1\t1.0",
+            "radius 0.25); this line disagrees (label 3, predict 3, radius 0.9)",
+        ),
+        (HEADER, "the header again"),
+        ("1_0\t3\t3\t0.2\t1\t1.0", "underscore"),
+        ("1\t3\t3\t0.2\t1\t1.0\t", "7 columns"),
         ("", "1 columns"),
         ("\x00\x00\xff", "1 columns"),
     ],
@@ -158,6 +195,12 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path, text):
     assert path.read_text() == text
 
 
+def test_a_predict_log_is_recognised(tmp_path):
+    (tmp_path / "N_100").write_text(f"{PREDICT_HEADER}\n0\t0\t0\t1\t0:00:01.737771\n")
+    with pytest.raises(ValueError, match=r"PREDICT log.* no radii"):
+        read(tmp_path / "N_100")
+
+
 def test_summary_counts_abstentions_and_errors_as_wrong():
     certificates = [
         Certificate(0, 3, 3, 0.25, 1.0),
@@ -171,6 +214,7 @@ def test_summary_counts_abstentions_and_errors_as_wrong():
         "accuracy": 0.5,
         "acr": pytest.approx(0.2125),
         "accuracy_at_radius": {"0.25": 0.5, "0.50": 0.25, "0.75": 0.0},
+        "high_probability": {"0.25": 0.0, "0.50": 0.0, "0.75": 0.0},
         "abstain": 0.25,
     }
 

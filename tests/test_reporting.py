@@ -17,7 +17,7 @@ from advtrain.reporting.reading import find_runs, read_metrics, read_run
 from advtrain.reporting.series import read_examples, read_radii
 from advtrain.reporting.tables import accuracy_table
 from advtrain.reporting.wording import DASH
-from advtrain.reporting.writing import write_run, write_sweep
+from advtrain.reporting.writing import write_run, write_set
 
 
 def table_of(*directories):
@@ -139,7 +139,7 @@ def test_a_damaged_or_foreign_file_is_a_warning_and_no_crash(tmp_path, content):
     )
     (tmp_path / "bad" / "certify.tsv").write_text("idx\tlabel\tpredict\tradius\tcorrect\ttime\n3\t")
     put(tmp_path / "good", results())
-    table = write_sweep([tmp_path], tmp_path)
+    table = write_set([tmp_path], tmp_path).table
     assert len(table.lines) == 2
     run = read_run(tmp_path / "bad")
     assert run.notes and all(note.message for note in run.notes)
@@ -161,7 +161,7 @@ def test_a_page_shows_hostile_text_as_text(tmp_path):
     overrides = [f"name={evil}", 'x="><img src=x>']
     put(tmp_path / "0", content, {"state": "failed", "error": evil, "overrides": overrides})
     write_run(tmp_path / "0")
-    write_sweep([tmp_path], tmp_path)
+    write_set([tmp_path], tmp_path)
     for page in (tmp_path / "0" / "report.html", tmp_path / "report.html"):
         text = page.read_text()
         assert "<script" not in text and "<img src=x" not in text
@@ -170,12 +170,12 @@ def test_a_page_shows_hostile_text_as_text(tmp_path):
 
 def test_a_page_needs_no_network_and_holds_what_it_must(tmp_path):
     warning = {"check": "gap", "row": "pgd_linf", "message": "robust beats clean"}
-    found = {"sigma": 0.25, "n": 1000, "alpha": 0.001, "acr": 0.3, "accuracy": 0.8}
+    found = {"sigma": 0.25, "n": 1000, "alpha": 0.001, "acr": 0.4, "accuracy": 1.0}
     status = {"state": "done", "overrides": ["defense=pgd_at", "threat.eps=8/255"]}
     directory = put(tmp_path / "0", results(warnings=[warning], certified=found), status)
     metrics = [{"epoch": e, "train_loss": 1.0, "val_acc": 0.5, "val_adv_acc": 0.3} for e in (0, 1)]
     (directory / "metrics.jsonl").write_text("\n".join(json.dumps(entry) for entry in metrics))
-    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.4\t1\t0:00:01"]
+    lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime", "0\t1\t1\t0.4\t1\t0:00:01", ""]
     (directory / "certify.tsv").write_text("\n".join(lines))
     picture = np.zeros((2, 3, 4, 4), dtype=np.uint8)
     labels = np.array([0, 1])

@@ -23,6 +23,8 @@ from advtrain.lock import locked
 from advtrain.memory import keep_freed
 from advtrain.program import execute
 from advtrain.ranges import RangeError
+from advtrain.reporting.reading import read_run
+from advtrain.reporting.report import report_of
 from advtrain.reporting.terminal import print_run, unread_output
 from advtrain.stopping import Stopped, listening
 from advtrain.training import TrainingFailed, TrainingRefused
@@ -123,7 +125,7 @@ def _show(directory: Path) -> None:
     """The table of the run, on standard output, and where the rest is."""
     with unread_output():
         if (directory / "results.json").exists():
-            print_run(directory)
+            print_run(report_of([read_run(directory)]))
         print(directory / "report.html", flush=True)
 
 

@@ -150,13 +150,13 @@ def _code_of_runs() -> int:
 
 
 def _report_grid(sweep: Path) -> None:
-    from advtrain.reporting.terminal import print_table, unread_output
-    from advtrain.reporting.writing import write_sweep
+    from advtrain.reporting.terminal import print_set, unread_output
+    from advtrain.reporting.writing import write_set
 
     try:
-        table = write_sweep([sweep], sweep)
+        report = write_set([sweep], sweep)
         with unread_output():
-            print_table(table)
+            print_set(report)
             print(sweep / "report.html", flush=True)
     except (OSError, ValueError) as error:
         print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)

@@ -55,6 +55,7 @@ def soundness(
     attack, log = spelled(plan.attack), setting.directory / "soundness.tsv"
     claims = [(each.index, each.prediction, each.radius) for each in certificates]
     asked = {"attack": attack, "draws": plan.attack_draws, "n": plan.n, "level": LEVEL}
+    asked["precision"] = plan.precision
     key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
     claim(log.with_suffix(".json"), key, {**asked, "seed": config["seed"]}, [log])
     g = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)

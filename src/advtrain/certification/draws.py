@@ -15,6 +15,10 @@ class Drawn:
     index: int
     draws: int
 
+    @property
+    def told(self) -> str:
+        return f"draws {self.draws}"
+
     def line(self) -> str:
         return f"{self.index}\t{self.draws}"
 

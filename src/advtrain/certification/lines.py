@@ -8,7 +8,7 @@ number. What the columns are, a `Format` says.
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,10 @@ class Line(Protocol):
     def index(self) -> int:
         """The place of the image in its source; one line of a log has it."""
 
+    @property
+    def told(self) -> str:
+        """What it says, in words, but for the time that it took."""
+
     def line(self) -> str:
         """The line of the file, without its newline."""
 
@@ -35,8 +39,8 @@ L = TypeVar("L", bound=Line)
 class Log(Generic[L]):
     """What a file holds: its lines in their order, and a sentence for each that is not one.
 
-    Of lines with the same idx, the first counts. `cut` is the unfinished last line, if any: it
-    is no fault, the image was merely not done.
+    Of lines with the same idx, the first counts; it is told where they disagree. `cut` is the
+    unfinished last line, if any: it is no fault, the image was merely not done.
     """
 
     lines: tuple[L, ...] = ()
@@ -49,13 +53,15 @@ class Format(Generic[L]):
     """One kind of log: its header, how a line is read, and its name in messages.
 
     `parse` raises ValueError, saying what is wrong with a line. `done` is what happens to an image
-    before it has a line, as in "idx 3 was certified before".
+    before it has a line, as in "idx 3 was certified before". `others`: headers of logs that are
+    given by mistake, and what these are.
     """
 
     header: str
     parse: Callable[[str], L]
     name: str
     done: str
+    others: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, path: Path) -> Log[L]:
         """The lines of `path`, those that are none, and an unfinished last line.
@@ -67,8 +73,9 @@ class Format(Generic[L]):
         if not newline and self.header.startswith(head):
             return Log(cut=head)
         if head != self.header:
+            what = f" ({self.others[head]})" if head in self.others else ""
             raise ValueError(
-                f"{path} begins with {head[:60]!r}, not with the columns of {self.name}, "
+                f"{path} begins with {head[:60]!r}{what}, not with the columns of {self.name}, "
                 f"{self.header!r}. Move it away, or name another file."
             )
         *lines, cut = body.split("\n")
@@ -76,13 +83,28 @@ class Format(Generic[L]):
         problems = []
         for number, line in enumerate(lines, start=2):
             try:
-                found = self.parse(line)
-                if found.index in seen:
-                    raise ValueError(f"idx {found.index} was {self.done} before, and counts once")
-                seen[found.index] = found
+                found = self._parsed(line)
+                first = seen.setdefault(found.index, found)
+                if first is not found:
+                    raise ValueError(self._repeated(first, found))
             except ValueError as error:
                 problems.append(f"{path.name}, line {number} is not counted: {error}.")
         return Log(tuple(seen.values()), tuple(problems), cut)
+
+    def _parsed(self, line: str) -> L:
+        if line == self.header:
+            raise ValueError("it is the header again, as where two logs were joined")
+        if "_" in line:  # int() would read 1_0 as 10
+            raise ValueError(f"a number has an underscore: {line[:60]!r}")
+        return self.parse(line)
+
+    def _repeated(self, first: L, again: L) -> str:
+        """What is wrong with a second line of the same idx."""
+        words = f"idx {again.index} was {self.done} before, and counts once"
+        if first.told == again.told:
+            return words
+        stood = f"as it stood first ({first.told})"
+        return f"{words}, {stood}; this line disagrees ({again.told})"
 
     def repair(self, path: Path) -> Log[L]:
         """Rewrite `path`, atomically, as the lines that count, so that more may be appended.

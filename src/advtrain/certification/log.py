@@ -16,6 +16,7 @@ from advtrain.certification import lines
 from advtrain.certification.lines import Format, clock, columns, seconds
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
+PREDICT_HEADER = "idx\tlabel\tpredict\tcorrect\ttime"
 STEP = Decimal("1e-9")  # of radii in the file
 
 
@@ -35,6 +36,10 @@ class Certificate:
     @property
     def correct(self) -> bool:
         return self.prediction == self.label
+
+    @property
+    def told(self) -> str:
+        return f"label {self.label}, predict {self.prediction}, radius {self.radius:g}"
 
     def line(self) -> str:
         """The line of the file, without its newline; reading it gives a radius not above this."""
@@ -112,4 +117,10 @@ def _log(found: lines.Log[Certificate]) -> Log:
     return Log(found.lines, found.problems, found.cut)
 
 
-CERTIFICATES = Format(HEADER, parse, "a certification log", "certified")
+CERTIFICATES = Format(
+    HEADER,
+    parse,
+    "a certification log",
+    "certified",
+    others={PREDICT_HEADER: "those of a PREDICT log, which holds answers and no radii"},
+)

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from advtrain.certification.lines import Format, clock, columns, seconds
-from advtrain.certification.log import require_classes, require_correct
+from advtrain.certification.log import PREDICT_HEADER, require_classes, require_correct
 from advtrain.ranges import Count, Positive, Probability
-
-HEADER = "idx\tlabel\tpredict\tcorrect\ttime"
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,10 @@ class Prediction:
     def correct(self) -> bool:
         return self.prediction == self.label
 
+    @property
+    def told(self) -> str:
+        return f"label {self.label}, predict {self.prediction}"
+
     def line(self) -> str:
         told = (self.index, self.label, self.prediction, int(self.correct))
         return "\t".join([*map(str, told), clock(self.seconds)])
@@ -76,7 +78,7 @@ def parse(line: str) -> Prediction:
     return Prediction(index, label, prediction, seconds(told[4]))
 
 
-PREDICTIONS = Format(HEADER, parse, "a log of predictions", "predicted")
+PREDICTIONS = Format(PREDICT_HEADER, parse, "a log of predictions", "predicted")
 
 
 class Shares(TypedDict):

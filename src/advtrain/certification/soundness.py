@@ -58,6 +58,10 @@ class Attempt:
         other = self.answer not in (-1, self.prediction)
         return within and other and self.p_value <= LEVEL
 
+    @property
+    def told(self) -> str:
+        return f"radius {self.radius:g}, distance {self.distance:g}, answer {self.answer}"
+
     def line(self) -> str:
         told = (self.index, self.label, self.prediction, cut(self.radius))
         found = (repr(self.distance), self.answer, repr(self.p_value), clock(self.seconds))

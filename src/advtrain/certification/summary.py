@@ -6,17 +6,21 @@ over all examples of the radius where the class is right, else 0 (Zhai et al. 20
 """
 
 from collections.abc import Sequence
-from math import floor, fsum
+from math import floor
 from typing import TypedDict
 
 from advtrain.certification.bounds import largest_radius
 from advtrain.certification.log import Certificate
+from advtrain.certification.shares import average_radius, certified_share, high_probability
 
 STEP = 0.25  # of the default radii, as in the paper's tables
 
 
 class Summary(TypedDict):
-    """accuracy, accuracy_at_radius and abstain are fractions of `examples`."""
+    """accuracy, accuracy_at_radius and abstain are fractions of `examples`.
+
+    high_probability: what of accuracy_at_radius holds for all certificates together, see `shares`.
+    """
 
     sigma: float
     n0: int
@@ -26,6 +30,7 @@ class Summary(TypedDict):
     accuracy: float
     acr: float
     accuracy_at_radius: dict[str, float]
+    high_probability: dict[str, float]
     abstain: float
 
 
@@ -51,19 +56,21 @@ def summarise(
         raise ValueError("there are no certificates to summarise. Certify at least one example.")
     if len({each.index for each in certificates}) < examples:
         raise ValueError("an image was certified twice; keep one certificate of each index.")
-    certified = [each.radius for each in certificates if each.correct]
+    reached = [each.radius if each.correct else -1.0 for each in certificates]
     if radii is None:
         radii = default_radii(largest_radius(sigma, n, alpha))
+    shares = {name(radius): certified_share(reached, radius) for radius in radii}
     return Summary(
         sigma=sigma,
         n0=n0,
         n=n,
         alpha=alpha,
         examples=examples,
-        accuracy=len(certified) / examples,
-        acr=fsum(certified) / examples,
-        accuracy_at_radius={
-            name(radius): sum(each >= radius for each in certified) / examples for radius in radii
+        accuracy=certified_share(reached, 0.0),
+        acr=average_radius(reached),
+        accuracy_at_radius=shares,
+        high_probability={
+            key: high_probability(share, examples, alpha) for key, share in shares.items()
         },
         abstain=sum(each.prediction == -1 for each in certificates) / examples,
     )

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from advtrain.reporting.plots import accuracy_limits, curve, epoch_axis, steps
+from advtrain.reporting.plots import accuracy_limits, curve, epoch_axis
 from advtrain.reporting.reading import read_metrics
-from advtrain.reporting.series import read_radii
 from advtrain.reporting.style import COLOURS, MARKERS, figure, percent_axis, save
 from advtrain.reporting.tables import EVERY_VIEW, Line, Table, title
 
@@ -70,25 +69,6 @@ def robust_curves(table: Table, path: Path) -> Path | None:
         axes.set(title="Validation accuracy under attack", xlabel="epoch")
         accuracy_limits(axes)
         epoch_axis(axes)
-        drawing.legend(loc="outside lower left", ncols=2)
-        _note(axes, f"{axes.get_xlabel()}{_first_seeds([line for _, line, _ in told])}")
-        return save(drawing, path)
-
-
-def certified_curves(table: Table, path: Path) -> Path | None:
-    """Certified accuracy over the radius, the first seed of each configuration."""
-    drawn = [(line, read_radii(line.runs[0].directory)) for line in _first_views(table)]
-    told = [(i, *pair) for i, pair in enumerate(drawn[:MAX_LINES]) if pair[1]]
-    if len(told) < 2:
-        return None
-    with figure(7.2, 3.6 + 0.1 * len(told)) as (drawing, grid):
-        axes = grid[0][0]
-        for i, line, radii in told:
-            steps(axes, radii, label=f"{line.label} (n = {len(radii)})", color=COLOURS[i])
-        axes.set(title="Certified accuracy", xlabel="radius in l2, pixels in [0, 1]")
-        axes.set_xlim(left=0)
-        axes.set_ylim(0, 1.02)
-        percent_axis(axes.yaxis)
         drawing.legend(loc="outside lower left", ncols=2)
         _note(axes, f"{axes.get_xlabel()}{_first_seeds([line for _, line, _ in told])}")
         return save(drawing, path)

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from advtrain.reporting import formats, paired_formats, wording
+from advtrain.reporting import claim_formats, claim_words, formats, paired_formats, study, wording
+from advtrain.reporting.claims import Claims
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired import Pairing
 from advtrain.reporting.records import Run
-from advtrain.reporting.tables import Table, title
+from advtrain.reporting.report import Report
+from advtrain.reporting.tables import title
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_ENTRIES = 300
@@ -23,13 +25,13 @@ PICTURES = {
     "certified": ("narrow", "Share of the examples that are certified correct, by radius."),
     "examples": ("photo", "Clean images, adversarial ones, and the difference, enlarged."),
     "robust_curves": ("narrow", "Accuracy under attack on the validation set over the epochs."),
-    "certified_curves": ("narrow", "Certified accuracy by radius."),
 }
 
 
 @dataclass(frozen=True)
 class Picture:
     name: str
+    stem: str
     kind: str
     caption: str
     content: str
@@ -53,13 +55,14 @@ class Entry:
     command: str
 
 
-def run_page(run: Run, plots: Iterable[Path]) -> str:
+def run_page(run: Run, report: Report, plots: Iterable[Path]) -> str:
     """The report of one run, with those of `plots` (PNG files) that can be read."""
     return _render(
         "run.html",
         heading=run.name,
         facts=_facts(run),
         run=run,
+        report=report,
         general=general_notes(run),
         tiles=_tiles(run),
         pictures=_pictures(plots),
@@ -67,15 +70,9 @@ def run_page(run: Run, plots: Iterable[Path]) -> str:
     )
 
 
-def set_page(
-    heading: str,
-    table: Table,
-    runs: Sequence[Run],
-    plots: Iterable[Path],
-    out: Path,
-    pairings: Sequence[Pairing] = (),
-) -> str:
-    """The report of a set of runs; links to the single ones are relative to the folder `out`."""
+def set_page(heading: str, report: Report, plots: Iterable[Path], out: Path) -> str:
+    """The report of a set of runs and logs; links to runs are relative to the folder `out`."""
+    runs, table = report.runs, report.table
     named = {id(run): line.label for line in table.lines for run in line.runs}
     entries = [_entry(run, named.get(id(run), run.name), out) for run in runs[:MAX_ENTRIES]]
     seeds = len({line.label for line in table.lines})
@@ -83,18 +80,22 @@ def set_page(
         f"{seeds} configuration{'s' * (seeds != 1)}",
         f"{len(runs)} run{'s' * (len(runs) != 1)}",
     ]
+    facts = facts if runs else []
+    if report.logs:
+        facts.append(f"{len(report.logs)} certification log{'s' * (len(report.logs) != 1)}")
     for words in ({r.dataset for r in runs}, {r.model for r in runs}):
         facts += words if len(words) == 1 and "" not in words else []
     return _render(
         "set.html",
         heading=heading,
         facts=facts,
+        report=report,
         table=table,
         runs=runs,
         failed=[run for run in runs if run.state != "done"],
-        caption=formats.caption(table),
-        pairings=pairings,
-        reach=_reach(pairings),
+        caption=formats.caption(table) if table.lines else "",
+        pairings=report.pairings,
+        reach=_reach(report.pairings),
         pictures=_pictures(plots),
         entries=entries,
     )
@@ -140,7 +141,8 @@ def _tiles(run: Run) -> list[Tile]:
     found = run.certified
     if found is not None and found.acr is not None:
         sigma = f", sigma {found.sigma:g}" if found.sigma is not None else ""
-        tiles.append(Tile("certified radius", f"{found.acr:.3f}", f"average{sigma}"))
+        norm = f" in {found.norm}" if found.norm != "l2" else ""
+        tiles.append(Tile(f"certified radius{norm}", f"{found.acr:.3f}", f"average{sigma}"))
     sizes = sorted({row.n for row in run.rows if row.n is not None})
     if sizes:
         text = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -170,11 +172,19 @@ def _spread(differences: Iterable[float], reach: float) -> list[str]:
 def _pictures(plots: Iterable[Path]) -> list[Picture]:
     pictures = []
     for path in plots:
-        if path.stem in PICTURES and path.is_file():
-            kind, words = PICTURES[path.stem]
+        name = "certified" if path.stem.startswith("certified") else path.stem
+        if name in PICTURES and path.is_file():
+            kind, words = PICTURES[name]
             content = base64.b64encode(path.read_bytes()).decode()
-            pictures.append(Picture(path.stem, kind, words, content))
+            pictures.append(Picture(name, path.stem, kind, words, content))
     return pictures
+
+
+def _curve(claims: Claims, pictures: Iterable[Picture]) -> list[Picture]:
+    """The figure of a table of certificates."""
+    end = "" if claims.word == "l2" else f"_{claims.word}"
+    names = (f"certified{end}", f"certified_curves{end}")
+    return [picture for picture in pictures if picture.stem in names]
 
 
 def _plain(config: dict[str, Any]) -> str:
@@ -210,6 +220,18 @@ def _render(name: str, **values: Any) -> str:
         "points": paired_formats.points,
         "spread": _spread,
         "paired_caption": paired_formats.caption,
+        "claim_name": claim_words.name,
+        "claim_notes": claim_words.notes,
+        "claim_doubts": claim_words.doubts,
+        "claim_caption": claim_words.caption,
+        "claim_heading": claim_words.heading,
+        "claim_curve": _curve,
+        "claim_head": claim_formats.head,
+        "claim_totals": claim_formats.totals,
+        "share_text": claim_formats.share_text,
+        "share_spread": claim_formats.spread_text,
+        "study_grid": study.grid,
+        "study_caption": study.caption,
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
     pages.globals |= {"dash": wording.DASH, "style": style}

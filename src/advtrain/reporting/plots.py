@@ -1,4 +1,4 @@
-"""The figures of one run: training curves, accuracies, certificates, adversarial examples."""
+"""The figures of one run: training curves, accuracies, adversarial examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,47 +98,6 @@ def accuracy_bars(run: Run, path: Path) -> Path | None:
         note = f"n = {sizes.copy().pop()}" if len(sizes) == 1 else ""
         footnote(drawing, f"{note}{', ' if note else ''}whiskers: exact 95 % interval")
         return save(drawing, path)
-
-
-def certified_curve(run: Run, radii: Sequence[float], path: Path) -> Path | None:
-    """Share of the examples that are certified correct at each radius, with a 95 % band."""
-    if not radii:
-        return None
-    with figure(6.4, 3.5) as (drawing, grid):
-        axes = grid[0][0]
-        steps(axes, radii, band=True, color=COLOURS[0])
-        axes.set(title="Certified accuracy", xlabel="radius in l2, pixels in [0, 1]")
-        axes.set_ylim(0, 1.02)
-        axes.set_xlim(left=0)
-        percent_axis(axes.yaxis)
-        footnote(drawing, smoothing_words(run, len(radii)))
-        return save(drawing, path)
-
-
-def steps(axes: Any, radii: Sequence[float], *, band: bool = False, **look: Any) -> None:
-    """The fraction of `radii` that reach r, as a function of r; -1 never does."""
-    import numpy as np
-
-    ordered = np.sort(np.asarray([r for r in radii if r >= 0]))
-    reached = len(ordered) - np.arange(len(ordered))
-    x = np.concatenate([[0.0], ordered, ordered[-1:]])
-    hits = np.concatenate([[len(ordered)], reached, [0] if len(ordered) else []])
-    axes.plot(x, hits / len(radii), drawstyle="steps-pre", **look)
-    if band:
-        from scipy.stats import beta
-
-        low = np.nan_to_num(beta.ppf(0.025, hits, len(radii) - hits + 1), nan=0.0)
-        high = np.nan_to_num(beta.ppf(0.975, hits + 1, len(radii) - hits), nan=1.0)
-        axes.fill_between(x, low, high, step="pre", alpha=0.15, linewidth=0, **look)
-
-
-def smoothing_words(run: Run, examples: int) -> str:
-    found = run.certified
-    told: dict[str, object] = {"examples": examples}
-    if found is not None:
-        told |= {"sigma": found.sigma, "n0": found.n0, "n": found.n, "alpha": found.alpha}
-    known = ", ".join(f"{key} = {value}" for key, value in told.items() if value is not None)
-    return f"{known}; band: pointwise 95 % interval"
 
 
 def example_grid(examples: Examples, path: Path) -> Path:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from advtrain.reporting import values
-from advtrain.reporting.records import Certified, Note, Row, Run, Stage
+from advtrain.reporting.reading_proofs import certified, exact, study
+from advtrain.reporting.records import Note, Row, Run, Stage
 
 SCHEMA = 1
 MAX_BYTES = {"results.json": 32 << 20, "status.json": 8 << 20, "metrics.jsonl": 64 << 20}
@@ -70,7 +71,6 @@ def read_run(directory: Path) -> Run:
     threat = values.named(results.get("threat"))
     choices = values.texts(status.get("choices")) | values.texts(results.get("choices"))
     config = values.mapping(results.get("config")) or values.mapping(status.get("config"))
-    certified = results.get("certified")
     return Run(
         directory=directory,
         name=values.text(results.get("name")) or directory.name,
@@ -89,7 +89,9 @@ def read_run(directory: Path) -> Run:
         selected_on=values.text(results.get("selected_on")),
         rows=rows,
         worst_case=values.fractions(results.get("worst_case")),
-        certified=_certified(certified) if isinstance(certified, Mapping) else None,
+        certified=certified(results.get("certified")),
+        study=study(results.get("predict_study")),
+        exact=exact(results.get("exact")),
         notes=tuple(notes),
         published={
             k: float(v)
@@ -217,26 +219,6 @@ def _standing(value: Any, accuracy: float) -> str:
     if not isinstance(value, str) or not value or value.strip("01"):
         return ""
     return value if abs(value.count("1") / len(value) - accuracy) < 1e-6 else ""
-
-
-def _certified(value: Mapping[str, Any]) -> Certified:
-    radii: dict[float, float] = {}
-    for key, accuracy in values.fractions(value.get("accuracy_at_radius")).items():
-        try:
-            radii[float(key)] = accuracy
-        except ValueError:
-            continue
-    return Certified(
-        accuracy=values.fraction(value.get("accuracy")),
-        acr=values.number(value.get("acr")),
-        at_radius={r: radii[r] for r in sorted(radii) if math.isfinite(r)},
-        sigma=values.number(value.get("sigma")),
-        n0=values.integer(value.get("n0")),
-        n=values.integer(value.get("n")),
-        alpha=values.number(value.get("alpha")),
-        examples=values.integer(value.get("examples")),
-        abstain=values.number(value.get("abstain")),
-    )
 
 
 def _notes(value: Any) -> list[Note]:

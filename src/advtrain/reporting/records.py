@@ -54,8 +54,37 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """An example that an attack broke inside its certified radius.
+
+    `answer`: what the smoothed classifier returns at `distance`, where `predict` was certified.
+    """
+
+    index: int | None = None
+    label: int | None = None
+    predict: int | None = None
+    radius: float | None = None
+    distance: float | None = None
+    answer: int | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """`examples` certificates were attacked by `attack`, each inside its radius."""
+
+    attack: str
+    examples: int | None
+    broken: tuple[Broken, ...] = ()
+
+
+@dataclass(frozen=True)
 class Certified:
-    """What smoothing certified; `at_radius` maps a radius to the accuracy proven there."""
+    """What smoothing certified; `at_radius` maps a radius to the accuracy proven there.
+
+    `high` maps radii to what of it holds with high probability. `asked`: the radii that were asked
+    for, where draws ended as soon as that was answered; `draws`, how many it took on average.
+    """
 
     accuracy: float | None
     acr: float | None
@@ -66,6 +95,47 @@ class Certified:
     alpha: float | None = None
     examples: int | None = None
     abstain: float | None = None
+    norm: str = "l2"
+    noise: str = "gaussian"
+    precision: str = "fp32"
+    asked: tuple[float, ...] = ()
+    draws: float | None = None
+    high: dict[float, float] = field(default_factory=dict)
+    soundness: Soundness | None = None
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What is true of a linear model without any noise: accuracy by radius, and its ACR."""
+
+    norm: str
+    at_radius: dict[float, float]
+    accuracy: float | None = None
+    acr: float | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """PREDICT with `n` draws: fractions of examples in the five categories."""
+
+    n: int
+    correct_accurate: float
+    correct_inaccurate: float
+    incorrect_accurate: float
+    incorrect_inaccurate: float
+    abstain: float
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """PREDICT for several n; accurate is what agrees with the top class of `gold_draws`."""
+
+    sigma: float | None
+    alpha: float | None
+    gold_draws: int | None
+    examples: int | None
+    rows: tuple[Answers, ...]
 
 
 @dataclass(frozen=True)
@@ -103,6 +173,8 @@ class Run:
     rows: tuple[Row, ...] = ()
     worst_case: dict[str, float] = field(default_factory=dict)
     certified: Certified | None = None
+    study: Study | None = None
+    exact: tuple[Exact, ...] = ()
     notes: tuple[Note, ...] = ()
     published: dict[str, float] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)

@@ -1,12 +1,12 @@
 """The raw material of the plots: certificates example by example, and adversarial examples."""
 
-import csv
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAX_CERTIFICATES = 1_000_000
+from advtrain.certification.log import read
+
 MAX_TSV = 256 << 20
 MAX_IMAGES = 256 << 20
 
@@ -29,23 +29,16 @@ class Examples:
 def read_radii(directory: Path) -> list[float]:
     """The certified radius of each example in certify.tsv; -1 where the prediction is wrong.
 
-    Empty when there is no such file. Lines that are damaged, as the last one after a power cut,
-    are left out.
+    Empty when there is no such log. Lines that do not count, as an unfinished one, are left out.
     """
     path = directory / "certify.tsv"
     if not path.is_file() or path.stat().st_size > MAX_TSV:
         return []
-    radii: dict[str, float] = {}
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
-        for entry in csv.DictReader(lines, delimiter="\t"):
-            try:
-                radius, correct = float(entry["radius"]), int(entry["correct"])
-            except (KeyError, TypeError, ValueError):
-                continue
-            radii[str(entry.get("idx"))] = radius if correct == 1 and radius >= 0 else -1.0
-            if len(radii) >= MAX_CERTIFICATES:
-                break
-    return list(radii.values())
+    try:
+        found = read(path).certificates
+    except ValueError:  # of other columns
+        return []
+    return [each.radius if each.correct else -1.0 for each in found]
 
 
 def read_examples(directory: Path) -> Examples | None:

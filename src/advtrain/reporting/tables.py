@@ -41,7 +41,7 @@ class Column:
 
     @property
     def is_radius(self) -> bool:
-        return self.key == "acr"
+        return self.key.partition("_")[0] == "acr"
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,13 @@ def _shared(run: Run) -> dict[str, Cell]:
     cells = {f"worst_{norm}": Cell(value) for norm, value in run.worst_case.items()}
     found = run.certified
     if found is not None:
+        norm = "" if found.norm == "l2" else f"_{found.norm}"  # radii of norms are not compared
         if found.accuracy is not None:
-            cells["certified"] = Cell(found.accuracy, found.examples)
+            cells[f"certified{norm}"] = Cell(found.accuracy, found.examples)
         for radius, value in found.at_radius.items():
-            cells[f"certified_{radius:.2f}"] = Cell(value, found.examples)
+            cells[f"certified{norm}_{radius:.2f}"] = Cell(value, found.examples)
         if found.acr is not None:
-            cells["acr"] = Cell(found.acr, found.examples)
+            cells[f"acr{norm}"] = Cell(found.acr, found.examples)
     return cells
 
 
@@ -223,7 +224,8 @@ def _columns(runs: Iterable[Run]) -> list[str]:
         shared |= dict.fromkeys(_shared(run))
     worst = [key for key in shared if key.startswith("worst_")]
     certified = sorted(key for key in shared if key.startswith("certified"))
-    return [*attacks, *worst, *certified, *(["acr"] if "acr" in shared else [])]
+    radii = sorted(key for key in shared if key.partition("_")[0] == "acr")
+    return [*attacks, *worst, *certified, *radii]
 
 
 def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:
@@ -248,6 +250,8 @@ def title(key: str) -> str:
     """The heading of a column: `certified r=0.25` for certified_0.25."""
     if key.startswith("worst_"):
         return f"worst {key.removeprefix('worst_')}"
-    if key.startswith("certified_"):
-        return f"certified r={key.removeprefix('certified_')}"
-    return "ACR" if key == "acr" else key
+    first, *parts = key.split("_")
+    if first == "certified" and parts:
+        norm = [part for part in parts if part[:1].isalpha()]
+        return " ".join([first, *norm, *(f"r={part}" for part in parts if part not in norm)])
+    return " ".join(["ACR", *parts]) if first == "acr" else key

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from advtrain.reporting.claim_terminal import print_checks, print_claims, print_studies
 from advtrain.reporting.formats import caption, eps_text, paper_text, spread_text, value_text
 from advtrain.reporting.notes import general_notes, row_notes, sentence
-from advtrain.reporting.reading import read_run
+from advtrain.reporting.paired_terminal import print_pairings
 from advtrain.reporting.records import Row, Run
+from advtrain.reporting.report import Report
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.tables import Column, Line, Table, title
 from advtrain.reporting.wording import DASH, count, duration, percent, radii, settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -27,26 +27,35 @@ if TYPE_CHECKING:
 MARK = "! "  # before a number, so that digits stay aligned
 
 
-def print_run(run_dir: "Path", console: "Console | None" = None) -> None:
-    """The accuracies of one run, an attack per line, then its warnings."""
+def print_run(report: Report, console: "Console | None" = None) -> None:
+    """The accuracies of one run, an attack per line, its certificates, then its warnings."""
     console = console or screen()
-    run = read_run(run_dir)
+    (run,) = report.runs
     facts = [run.dataset, run.model, run.defense, eps_text(run)]
     facts += [f"seed {run.seed}"] if run.seed is not None else []
     if run.rows:
         fit(console, [_row_table(run, wide=True), _row_table(run, wide=False)])
-    found = run.certified
-    if found is not None:
-        radii = [f"{percent(v, 1)} at {r:.2f}" for r, v in found.at_radius.items()]
-        acr = [] if found.acr is None else [f"ACR {found.acr:.3f}"]
-        base = [] if found.accuracy is None else [f"{percent(found.accuracy, 1)} at 0"]
-        words = ", ".join([*base, *radii, *acr])
-        say(console, f"certified: {words} (n = {found.examples or '?'})")
+    print_claims(report.claims, console)
+    print_studies(report.studies, console)
     if run.state != "done":
         say(console, f"{run.state}: {run.error}", "red")
     for note in [*general_notes(run), *(n for row in run.rows for n in row_notes(run, row))]:
         say(console, f"! warning: {sentence(note)}", "yellow")
+    print_checks(report.named, console)
     say(console, " · ".join([fact for fact in facts if fact]), "dim")
+
+
+def print_set(report: Report, console: "Console | None" = None) -> None:
+    """The table of a set of runs and logs, comparisons, certificates; broken ones at the end."""
+    console = console or screen()
+    if report.table.lines:
+        print_table(report.table, console)
+    print_pairings(report.pairings, console)
+    print_claims(report.claims, console)
+    print_studies(report.studies, console)
+    for words in report.left_out:
+        say(console, f"! {words}", "yellow")
+    print_checks(report.named, console)
 
 
 def print_table(table: Table, console: "Console | None" = None) -> None:

@@ -5,80 +5,85 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advtrain.files import write_text
-from advtrain.reporting import comparison, formats, paired_formats, plots
+from advtrain.reporting import comparison, paired_formats, plots, report
+from advtrain.reporting.claim_plots import certified_curves
+from advtrain.reporting.claims import Claims, Wanted
+from advtrain.reporting.logs import Log, read_log
 from advtrain.reporting.page import run_page, set_page
-from advtrain.reporting.paired import Pairing, pairings
-from advtrain.reporting.reading import find_runs, read_metrics, read_run
+from advtrain.reporting.reading import read_metrics, read_run
 from advtrain.reporting.records import Run
-from advtrain.reporting.series import read_examples, read_radii
-from advtrain.reporting.tables import Table, accuracy_table
+from advtrain.reporting.report import Report, report_of
+from advtrain.reporting.series import read_examples
+from advtrain.reporting.sources import Sources, find
 
 log = logging.getLogger(__name__)
 
 
-def write_run(run_dir: Path) -> None:
+def write_run(run_dir: Path, wanted: Wanted | None = None) -> Report:
     """table.{md,tex,csv}, plots/*.png and report.html of one run; may be called again any time.
 
     A plot that cannot be drawn is told in one line and left out. Raises OSError when the
     directory cannot be written.
     """
     run = read_run(run_dir)
-    table = accuracy_table([run])
-    pictures = _run_plots(run, run_dir)
-    _write_tables(table, run_dir, run)
-    write_text(run_dir / "report.html", run_page(run, pictures))
+    found = report_of([run], wanted=wanted)
+    pictures = _run_plots(run, found.claims, run_dir)
+    _write_tables(found, run_dir, run)
+    write_text(run_dir / "report.html", run_page(run, found, pictures))
+    return found
 
 
-def write_sweep(dirs: Sequence[Path], out: Path) -> Table:
-    """The folded table and the page of all runs in or below `dirs`, into the folder `out`.
+def write_set(paths: Sequence[Path], out: Path, wanted: Wanted | None = None) -> Report:
+    """The folded table and the page of all runs and logs in or below `paths`, into `out`.
 
-    Raises FileNotFoundError or NotADirectoryError for a path that is no folder, ValueError when
-    there is no run in any.
+    Where `paths` are single runs, comparison.{md,tex,csv} of all with the first.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError when there is no run and
+    no log in any, or when a file that was given is no certification log.
     """
-    return write_set(dirs, out)[0]
-
-
-def write_set(dirs: Sequence[Path], out: Path) -> tuple[Table, tuple[Pairing, ...]]:
-    """The same; and where `dirs` are single runs, comparison.{md,tex,csv} of all with the first.
-
-    Returns the table and the comparisons, none for grids or for one run. Raises as `write_sweep`.
-    """
-    found = find_runs(dirs)
-    if not found:
-        places = ", ".join(str(path) for path in dirs)
-        raise ValueError(
-            f"No runs in {places}: no folder there holds results.json or status.json. "
-            "Give the directory of a run or of a grid, as outputs/multirun/2026-01-31_12-00-00."
-        )
-    runs = [read_run(directory) for directory in found]
-    table = accuracy_table(runs)
-    single = set(found) == {path.resolve() for path in dirs}
-    paired = pairings(runs) if single else ()
+    sources = find(paths)
+    logs, unread = _logs(sources, paths, wanted or Wanted())
+    runs = [read_run(directory) for directory in sources.runs]
+    if not runs and not logs:
+        raise ValueError(" ".join(unread))
+    single = not logs and set(sources.runs) == {path.resolve() for path in paths}
+    left_out = [*sources.left_out, *unread]
+    found = report_of(runs, logs, wanted, paired=single, left_out=left_out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = _set_plots(table, out)
-    _write_tables(table, out)
-    if paired:
-        write_text(out / "comparison.md", paired_formats.markdown(paired))
-        write_text(out / "comparison.tex", paired_formats.latex(paired))
-        write_text(out / "comparison.csv", paired_formats.comma_separated(paired))
-    heading = dirs[0].resolve().name if len(dirs) == 1 else "Comparison"
-    write_text(out / "report.html", set_page(heading, table, runs, pictures, out, paired))
-    return table, paired
+    pictures = _set_plots(found, out)
+    _write_tables(found, out)
+    if found.pairings:
+        write_text(out / "comparison.md", paired_formats.markdown(found.pairings))
+        write_text(out / "comparison.tex", paired_formats.latex(found.pairings))
+        write_text(out / "comparison.csv", paired_formats.comma_separated(found.pairings))
+    heading = paths[0].resolve().name if len(paths) == 1 else "Comparison"
+    write_text(out / "report.html", set_page(heading, found, pictures, out))
+    return found
 
 
-def _write_tables(table: Table, out: Path, run: Run | None = None) -> None:
-    write_text(out / "table.md", formats.markdown(table, run))
-    write_text(out / "table.tex", formats.latex(table))
-    write_text(out / "table.csv", formats.comma_separated(table))
+def _logs(sources: Sources, given: Sequence[Path], wanted: Wanted) -> tuple[list[Log], list[str]]:
+    """The logs, and a sentence for each that cannot be read; an error where it was given itself."""
+    named = {path.resolve() for path in given}
+    logs, unread = [], []
+    for path in sources.logs:
+        try:
+            logs.append(read_log(path, wanted.alpha))
+        except ValueError as error:
+            if path in named:
+                raise
+            unread.append(f"Left out: {error}")
+    return logs, unread
 
 
-def _run_plots(run: Run, run_dir: Path) -> list[Path]:
+def _write_tables(found: Report, out: Path, run: Run | None = None) -> None:
+    write_text(out / "table.md", report.markdown(found, run))
+    write_text(out / "table.tex", report.latex(found))
+    for name, text in report.comma_separated(found).items():
+        write_text(out / f"{name}.csv", text)
+
+
+def _run_plots(run: Run, claims: Sequence[Claims], run_dir: Path) -> list[Path]:
     folder = run_dir / "plots"
-
-    def certified_pictures() -> Path | None:
-        if run.certified is None:  # the log beside it is of other weights, or unfinished
-            return None
-        return plots.certified_curve(run, read_radii(run_dir), folder / "certified.png")
 
     def example_pictures() -> Path | None:
         examples = read_examples(run_dir)
@@ -90,23 +95,35 @@ def _run_plots(run: Run, run_dir: Path) -> list[Path]:
         {
             "curves": lambda: plots.training_curves(read_metrics(run_dir), folder / "curves.png"),
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
-            "certified": certified_pictures,
+            **_certified(claims, folder, "certified"),
             "examples": example_pictures,
         }
     )
 
 
-def _set_plots(table: Table, out: Path) -> list[Path]:
-    folder = out / "plots"
+def _set_plots(found: Report, out: Path) -> list[Path]:
+    folder, table = out / "plots", found.table
+    for old in folder.glob("certified*.png"):
+        old.unlink()
     return _drawn(
         {
             "accuracy": lambda: comparison.accuracy_dots(table, folder / "accuracy.png"),
             "robust_curves": lambda: comparison.robust_curves(table, folder / "robust_curves.png"),
-            "certified_curves": lambda: comparison.certified_curves(
-                table, folder / "certified_curves.png"
-            ),
+            **_certified(found.claims, folder, "certified_curves"),
         }
     )
+
+
+def _certified(
+    tables: Sequence[Claims], folder: Path, stem: str
+) -> dict[str, Callable[[], Path | None]]:
+    """A figure per norm; its name says which, if not l2."""
+
+    def drawing(claims: Claims, name: str) -> Callable[[], Path | None]:
+        return lambda: certified_curves(claims, folder / f"{name}.png")
+
+    names = [stem if claims.word == "l2" else f"{stem}_{claims.word}" for claims in tables]
+    return {name: drawing(claims, name) for claims, name in zip(tables, names, strict=True)}
 
 
 def _drawn(drawings: Mapping[str, Callable[[], Path | None]]) -> list[Path]:
