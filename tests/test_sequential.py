@@ -145,7 +145,10 @@ def test_claims_are_as_frequent_as_with_all_draws_on_a_part_of_them(sigmas):
 
 
 def test_fewer_draws_are_needed_than_by_the_mixture_martingale():
-    edge, p = GAUSSIAN.rate(2.0, 1.0), np.repeat([GAUSSIAN.rate(each, 1.0) for each in (1.7, 2.3, 3.0)], 2000)
+    edge, p = (
+        GAUSSIAN.rate(2.0, 1.0),
+        np.repeat([GAUSSIAN.rate(each, 1.0) for each in (1.7, 2.3, 3.0)], 2000),
+    )
     ours = answers(p, plan([edge], N, ALPHA))[1].mean()
     random, at = np.random.default_rng(1), looks(N)
     steps = random.binomial(np.diff(at, prepend=0)[:, None], p)

@@ -173,10 +173,12 @@ def in_linf(setting: Setting, noise: Noise, largest: float, acr: float | None) -
 
 
 def _line(found: Mapping[str, Any]) -> str:
-    told = f"ACR {found['acr']:.3f}" if found["radii"] is None else f"{found['draws']:,.0f} draws each"
+    told = (
+        f"ACR {found['acr']:.3f}" if found["radii"] is None else f"{found['draws']:,.0f} draws each"
+    )
     precision = f"  in {found['precision']}" if found["precision"] != "fp32" else ""
     return (
-        f"{'certified':<12} {100 * found['accuracy']:6.2f} %  at radius 0 in {found['norm']}  {told}  "
+        f"{'certified':<12} {100 * found['accuracy']:6.2f} %  at radius 0  {told} in {found['norm']}  "
         f"n {found['examples']}{precision}"
     )
 
