@@ -6,8 +6,8 @@ import pytest
 import torch
 from running import TINY, configuration, run
 
-from advtrain.certification import draws
 from advtrain.certification.adaptive import certify_radii
+from advtrain.certification.draws import DRAWS
 from advtrain.certification.log import read
 from advtrain.certification.smoothing import Smoothed
 from advtrain.runs import Certification, load_run, setting
@@ -27,6 +27,10 @@ def lines(directory):
     return sorted((directory / "certify.tsv").read_text().splitlines())
 
 
+def numbers_in(path):
+    return {each.index: each.draws for each in DRAWS.read(path).lines}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     directory = tmp_path_factory.mktemp("whole")
@@ -43,7 +47,7 @@ def test_an_evaluation_says_which_radii_are_certified_and_on_how_many_draws(whol
     right = [each for each in certificates if each.correct]
     assert found["accuracy"] == len(right) / 20
     assert found["accuracy_at_radius"]["0.10"] == sum(each.radius > 0 for each in right) / 20 > 0
-    numbers = draws.read(whole / "draws.tsv")
+    numbers = numbers_in(whole / "draws.tsv")
     assert numbers.keys() == {each.index for each in certificates}
     assert found["draws"] == sum(numbers.values()) / 20 < 605
 
@@ -65,7 +69,7 @@ def test_certificates_are_those_of_each_image_alone(whole):
     )
     told = (certificate.prediction, certificate.radius)
     assert (again.predictions.item(), again.radii.item()) == told
-    assert again.draws.item() == draws.read(whole / "draws.tsv")[certificate.index]
+    assert again.draws.item() == numbers_in(whole / "draws.tsv")[certificate.index]
 
 
 def test_what_was_cut_goes_on_to_the_same_end(whole):
@@ -78,7 +82,7 @@ def test_what_was_cut_goes_on_to_the_same_end(whole):
         text = kept.read_text()
         kept.write_text(text[: text.index("\n", len(text) // 2) + (3 if kept is tally else 1)])
     half = len(read(log).certificates)
-    assert 0 < half < 20 and half <= len(draws.read(tally))
+    assert 0 < half < 20 and half <= len(numbers_in(tally))
     assert run(whole, *PLAN, *ASKED)["state"] == "done"
     assert certified(whole) == end
     for each in read(log).certificates:
@@ -90,7 +94,7 @@ def test_without_the_numbers_of_draws_all_certificates_are_made_again(whole):
     end = certified(whole)
     (whole / "draws.tsv").unlink()
     assert run(whole, *PLAN, *ASKED)["state"] == "done"
-    assert certified(whole) == end and len(draws.read(whole / "draws.tsv")) == 20
+    assert certified(whole) == end and len(numbers_in(whole / "draws.tsv")) == 20
 
 
 def test_without_a_question_nothing_changes(tmp_path):

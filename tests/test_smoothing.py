@@ -19,7 +19,7 @@ from advtrain.certification.bounds import (
     rank_p_value,
 )
 from advtrain.certification.noise import Gaussian
-from advtrain.certification.smoothing import ABSTAIN, BLOCK, Smoothed, _streams
+from advtrain.certification.smoothing import ABSTAIN, BLOCK, Smoothed, streams_of
 
 Z = NormalDist()
 
@@ -200,8 +200,8 @@ def test_decisions_and_radii_are_those_of_the_published_algorithm(n0, n, alpha):
     x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(4))
     s, seeds = Smoothed(model, 5, 0.25), range(60)
     classes, radii = s.certify(x, n0, n, alpha, seeds=seeds)
-    streams = _streams(x, seeds, None)  # which both counts share, one after the other
-    counts = [s._counts(x, name, draws, streams).numpy() for name, draws in (("n0", n0), ("n", n))]
+    streams = streams_of(x, seeds, None)  # which both counts share, one after the other
+    counts = [s.tally(x, [draws] * 60, streams).numpy() for draws in (n0, n)]
     expected = [published(*pair, 0.25, alpha) for pair in zip(*counts, strict=True)]
     assert classes.tolist() == [guess for guess, _ in expected]
     assert radii.tolist() == pytest.approx([radius for _, radius in expected], abs=1e-9)

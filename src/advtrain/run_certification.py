@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from math import ceil, prod
 from pathlib import Path
 from statistics import fmean
@@ -62,8 +63,7 @@ def certify(
     smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
     source = examples.source[:size].tolist()
     done = {each.index for each in repair(log).certificates}
-    counted = {each.index for each in DRAWS.repair(drawn).lines}
-    if radii is not None and not done <= counted:
+    if radii is not None and not done <= {each.index for each in DRAWS.repair(drawn).lines}:
         log.unlink()  # somebody removed the numbers of draws: all of it once more
         done = set()
     missing = [place for place in range(size) if source[place] not in done]
@@ -71,7 +71,7 @@ def certify(
     bar = Progress(size, "certify", "img", done=size - len(missing))
     with (
         computing_in(model, plan.precision),
-        DRAWS.writer(drawn) as tally,
+        DRAWS.writer(drawn) if radii is not None else nullcontext() as tally,
         Writer(log) as writer,
         bar,
     ):
@@ -85,9 +85,9 @@ def certify(
             for settled, answers in answered(smoothed, plan, x, seeds):
                 each = (time.perf_counter() - began) / max(1, len(settled))
                 names = [indices[place] for place in settled]
-                tally.write(
-                    Drawn(*pair) for pair in zip(names, answers.draws.tolist(), strict=True)
-                )
+                if tally is not None:
+                    counts = zip(names, answers.draws.tolist(), strict=True)
+                    tally.write(Drawn(*each) for each in counts)
                 labels, classes = y[settled].tolist(), answers.predictions.tolist()
                 columns = zip(names, labels, classes, answers.radii.tolist(), strict=True)
                 writer.write(Certificate(*values, each) for values in columns)
@@ -146,7 +146,9 @@ def summary(
         radii=plan.asked or default_radii(largest),
     )
     acr = found["acr"] if plan.asked is None else None
-    taken = {each.index: each.draws for each in DRAWS.read(drawn).lines}
+    taken = dict.fromkeys(wanted, plan.n0 + plan.n)
+    if plan.asked is not None:
+        taken |= {each.index: each.draws for each in DRAWS.read(drawn).lines}
     return {
         **found,
         "acr": acr,
@@ -154,7 +156,7 @@ def summary(
         "noise": plan.noise,
         "precision": plan.precision,
         "radii": plan.asked,
-        "draws": fmean(taken.get(index, plan.n0 + plan.n) for index in wanted),
+        "draws": fmean(taken[index] for index in wanted),
         "linf": in_linf(setting, noise, largest, acr),
         "seconds": round(sum(each.seconds for each in chosen), 3),
     }
@@ -177,10 +179,8 @@ def _line(found: Mapping[str, Any]) -> str:
         f"ACR {found['acr']:.3f}" if found["radii"] is None else f"{found['draws']:,.0f} draws each"
     )
     precision = f"  in {found['precision']}" if found["precision"] != "fp32" else ""
-    return (
-        f"{'certified':<12} {100 * found['accuracy']:6.2f} %  at radius 0  {told} in {found['norm']}  "
-        f"n {found['examples']}{precision}"
-    )
+    share = f"{'certified':<12} {100 * found['accuracy']:6.2f} %  at radius 0"
+    return f"{share}  {told} in {found['norm']}  n {found['examples']}{precision}"
 
 
 def _in_linf(lower: Mapping[str, Any]) -> str:
