@@ -105,8 +105,8 @@ def test_without_a_question_nothing_changes(tmp_path):
 
 
 def plan(**keys):
-    usual = {"sigma": 0.25, "n0": 100, "n": 100_000, "alpha": 0.001, "size": None}
-    return Certification(**(usual | {"batch_size": 10, "radii": None, "width": None} | keys))
+    usual = configuration("eval=certify")["eval"]["certify"]
+    return Certification(**({k: v for k, v in usual.items() if k != "_target_"} | keys))
 
 
 def test_a_width_asks_for_its_multiples():

@@ -68,5 +68,5 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
     for key, (there, now) in differences(identity(content["config"]), identity(config)).items():
         raise ConfigError(f"{best} is of a run with {key}={there}, not {now}; use resume=false.")
     checkpoints.restore(model, checkpoints.weights(content, best), best)
-    chosen = {**facts, "selected_on": content["judged_by"]}
+    chosen = {**facts, "selected_on": content["judged_by"], "training": content.get("scores")}
     return evaluate_model(model, here, chosen, "best", stop)

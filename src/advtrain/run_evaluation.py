@@ -267,6 +267,7 @@ def _describe(
         "seed": config["seed"],
         "checkpoint": checkpoint,
         "selected_on": facts.get("selected_on"),
+        "training": facts.get("training"),
         "choices": dict(choices),
         "overrides": list(facts.get("overrides", [])),
         "config": printable(dict(config)),

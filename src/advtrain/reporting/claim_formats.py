@@ -75,10 +75,11 @@ def share_text(value: float | None, claims: Claims) -> str:
     return f"{value:.2f}" if claims.fractions else percent(value)
 
 
-def spread_text(claim: Claim, radius: float, claims: Claims) -> str:
-    """` ± 0.31` over seeds, or nothing."""
-    spread = claim.spread.get(radius)
-    return "" if spread is None else f" ± {share_text(spread, claims)}"
+def beside_text(claim: Claim, radius: float, claims: Claims) -> str:
+    """` ± 0.31` over seeds and ` (paper 42.80)`, or nothing."""
+    spread, paper = claim.spread.get(radius), claim.published.get(radius)
+    words = "" if spread is None else f" ± {share_text(spread, claims)}"
+    return words if paper is None else f"{words} (paper {share_text(paper, claims)})"
 
 
 def comma_separated(tables: Sequence[Claims]) -> str:
@@ -86,7 +87,8 @@ def comma_separated(tables: Sequence[Claims]) -> str:
     radii = sorted({radius for claims in tables for radius in claims.radii})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    keys = [f"{kind}_{radius:g}" for kind in ("certified", "high_probability") for radius in radii]
+    kinds = ("certified", "high_probability", "published")
+    keys = [f"{kind}_{radius:g}" for kind in kinds for radius in radii]
     first = ["configuration", "kind", "norm", "noise", "precision", "sigma", "n0", "n", "alpha"]
     last = ["seeds", "examples", "abstain", "acr", "acr_std", "radii_asked", "draws"]
     last += ["soundness_attack", "soundness_examples", "soundness_broken", "source", "remarks"]
@@ -94,7 +96,7 @@ def comma_separated(tables: Sequence[Claims]) -> str:
     for claims in tables:
         for claim in claims.claims:
             told = [*_settings(claim), *(claim.shares.get(radius) for radius in radii)]
-            told += [claim.high.get(radius) for radius in radii]
+            told += [part.get(radius) for part in (claim.high, claim.published) for radius in radii]
             told += [claim.seeds, claim.examples, claim.abstain, claim.acr, claim.acr_spread]
             told += [*_check(claim), claim.source, " ".join(claim.remarks)]
             writer.writerow([round(v, 9) if isinstance(v, float) else v for v in told])
@@ -125,8 +127,8 @@ def _shares(claim: Claim, claims: Claims, markup: Markup) -> Iterator[str]:
         value = claim.shares.get(radius)
         shown = markup.text(share_text(value, claims))
         best = value is not None and value == claims.best(radius)
-        spread = markup.text(spread_text(claim, radius, claims))
-        yield (markup.bold(shown) if best else shown) + spread
+        beside = markup.text(beside_text(claim, radius, claims))
+        yield (markup.bold(shown) if best else shown) + beside
 
 
 def _several(claims: Claims) -> bool:

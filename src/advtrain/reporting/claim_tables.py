@@ -70,6 +70,7 @@ def _columns(
             radii |= set(each.at_radius) if each.norm == norm else set()
         found = run.certified
         if found is not None and found.norm == norm:
+            radii |= _published(run, norm).keys()
             if step is None:
                 radii |= set(found.at_radius)
             else:
@@ -112,8 +113,20 @@ def _of_runs(
         radii=logs[0],
         data=first.dataset,
         source=str(first.directory),
+        published=_published(first, norm),
         remarks=(OTHERWISE,) if not logs[0] and read_radii(first.directory) else (),
     )
+
+
+def _published(run: Run, norm: str) -> dict[float, float]:
+    """A paper's certified accuracies by radius, `certified_0.25` in the configuration; all l2."""
+    told = {
+        key.removeprefix("certified_"): value
+        for key, value in run.published.items()
+        if key.startswith("certified_") and norm == "l2"
+    }
+    numbers = {key: value for key, value in told.items() if key.replace(".", "", 1).isdigit()}
+    return {float(key): value for key, value in numbers.items()}
 
 
 def _of_linear(

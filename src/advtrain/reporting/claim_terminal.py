@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from advtrain.reporting import study
-from advtrain.reporting.claim_formats import head, share_text, spread_text, totals
+from advtrain.reporting.claim_formats import beside_text, head, share_text, totals
 from advtrain.reporting.claim_words import HIGH, caption, doubts, name, notes
 from advtrain.reporting.claims import Claim, Claims
 from advtrain.reporting.records import Run, Study
@@ -105,5 +105,5 @@ def _cells(claim: Claim, claims: Claims) -> "list[Text]":
             continue
         best = value == claims.best(radius)
         text = Text(share_text(value, claims), style="bold green" if best else "")
-        cells.append(text.append(spread_text(claim, radius, claims), style="dim"))
+        cells.append(text.append(beside_text(claim, radius, claims), style="dim"))
     return cells

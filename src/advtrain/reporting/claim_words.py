@@ -47,6 +47,8 @@ def caption(claims: Claims) -> str:
         words.append("exact: of the linear model itself, without noise or chance")
     if any(claim.seeds > 1 for claim in claims.claims):
         words.append("± the standard deviation over seeds")
+    if any(claim.published for claim in claims.claims):
+        words.append("beside it the value in the paper")
     if any(claims.best(radius) is not None for radius in claims.radii):
         words.append("bold the best of a column")
     return f"{'; '.join(words)}."

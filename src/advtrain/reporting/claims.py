@@ -28,6 +28,7 @@ class Claim:
     `high`: what of it holds with high probability. `spread`: the standard deviation over seeds.
     `radii`: of each example of the first seed, -1 where the answer is wrong, empty if not known.
     `place` is that of the configuration, hence its colour; `data` names the images, if known.
+    `published`: a paper's shares by radius.
     """
 
     label: str
@@ -45,6 +46,7 @@ class Claim:
     radii: tuple[float, ...] = ()
     data: str = ""
     source: str = ""
+    published: dict[float, float] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property

@@ -72,7 +72,7 @@ def run_page(run: Run, report: Report, plots: Iterable[Path]) -> str:
 
 def set_page(heading: str, report: Report, plots: Iterable[Path], out: Path) -> str:
     """The report of a set of runs and logs; links to runs are relative to the folder `out`."""
-    runs, table = report.runs, report.table
+    runs, table = report.runs, report.accuracies
     named = {id(run): line.label for line in table.lines for run in line.runs}
     entries = [_entry(run, named.get(id(run), run.name), out) for run in runs[:MAX_ENTRIES]]
     seeds = len({line.label for line in table.lines})
@@ -229,7 +229,7 @@ def _render(name: str, **values: Any) -> str:
         "claim_head": claim_formats.head,
         "claim_totals": claim_formats.totals,
         "share_text": claim_formats.share_text,
-        "share_spread": claim_formats.spread_text,
+        "share_spread": claim_formats.beside_text,
         "study_grid": study.grid,
         "study_caption": study.caption,
     }

@@ -87,6 +87,7 @@ def read_run(directory: Path) -> Run:
         eps=values.number(threat.get("eps")),
         checkpoint=values.text(results.get("checkpoint")),
         selected_on=values.text(results.get("selected_on")),
+        train_acc=values.fraction(values.mapping(results.get("training")).get("train_acc")),
         rows=rows,
         worst_case=values.fractions(results.get("worst_case")),
         certified=certified(results.get("certified")),

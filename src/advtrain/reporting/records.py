@@ -129,13 +129,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Study:
-    """PREDICT for several n; accurate is what agrees with the top class of `gold_draws`."""
+    """PREDICT for several n; accurate is what agrees with the top class of `gold_draws`.
+
+    `published`: a paper's shares, by n and category, `100_abstain`.
+    """
 
     sigma: float | None
     alpha: float | None
     gold_draws: int | None
     examples: int | None
     rows: tuple[Answers, ...]
+    published: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class Run:
     eps: float | None = None
     checkpoint: str = ""
     selected_on: str = ""
+    train_acc: float | None = None
     rows: tuple[Row, ...] = ()
     worst_case: dict[str, float] = field(default_factory=dict)
     certified: Certified | None = None

@@ -40,6 +40,11 @@ class Report:
         return [_about(label, reassurance(run)) for label, run in self.named if reassurance(run)]
 
     @property
+    def accuracies(self) -> Table:
+        """The table without what the tables of certificates show."""
+        return self.table.without(("certified", "acr")) if self.claims else self.table
+
+    @property
     def studies(self) -> study.Named:
         return study.studies(self.named)
 
@@ -77,7 +82,7 @@ def markdown(report: Report, run: Run | None = None) -> str:
     """table.md: errors first, then accuracies, certificates and answers of PREDICT."""
     parts = [f"> **ERROR: {MARKDOWN.text(words)}**\n" for words in report.failures]
     if report.table.lines:
-        parts.append(formats.markdown(report.table, run))
+        parts.append(formats.markdown(report.accuracies, run))
     parts += [claim_formats.markdown(report.claims)] if report.claims else []
     parts += [f"{MARKDOWN.text(words)}\n" for words in report.reassurances]
     parts += [study.markdown(report.studies)] if report.studies else []
@@ -91,7 +96,7 @@ def latex(report: Report) -> str:
         f"\\noindent\\textbf{{ERROR: {LATEX.text(words)}}}\\par\n" for words in report.failures
     ]
     if report.table.lines:
-        parts.append(formats.latex(report.table))
+        parts.append(formats.latex(report.accuracies))
     parts += [claim_formats.latex(report.claims)] if report.claims else []
     parts += [study.latex(report.studies)] if report.studies else []
     return "\n".join(parts)

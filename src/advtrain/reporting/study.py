@@ -3,10 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 from advtrain.reporting.markup import LATEX, MARKDOWN, latex_table, pipes
 from advtrain.reporting.reading_proofs import CATEGORIES
-from advtrain.reporting.records import Run, Study
+from advtrain.reporting.records import Answers, Run, Study
 from advtrain.reporting.wording import duration, percent
 
 NUMBERS = len(CATEGORIES) + 2
@@ -17,7 +18,13 @@ Named = Sequence[tuple[str, Study]]
 
 def studies(named: Sequence[tuple[str, Run]]) -> list[tuple[str, Study]]:
     """Those of the runs that have one."""
-    return [(label, run.study) for label, run in named if run.study is not None]
+    return [(label, _beside_paper(run.study, run)) for label, run in named if run.study is not None]
+
+
+def _beside_paper(study: Study, run: Run) -> Study:
+    """With a paper's shares, `predict_100_abstain` in the configuration."""
+    told = {k: v for k, v in run.published.items() if k.startswith("predict_")}
+    return replace(study, published={k.removeprefix("predict_"): v for k, v in told.items()})
 
 
 def grid(named: Named) -> tuple[list[str], list[list[str]]]:
@@ -29,13 +36,19 @@ def grid(named: Named) -> tuple[list[str], list[list[str]]]:
         [
             *([label] if several else []),
             str(row.n),
-            *(percent(getattr(row, key)) for key in CATEGORIES),
+            *(_share(row, key, study) for key in CATEGORIES),
             duration(row.seconds),
         ]
         for label, study in named
         for row in study.rows
     ]
     return first, body
+
+
+def _share(row: Answers, key: str, study: Study) -> str:
+    paper = study.published.get(f"{row.n}_{key}")
+    beside = "" if paper is None else f" (paper {percent(paper)})"
+    return percent(getattr(row, key)) + beside
 
 
 def caption(named: Named) -> str:

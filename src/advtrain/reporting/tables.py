@@ -13,6 +13,8 @@ from advtrain.reporting.records import Row, Run
 from advtrain.reporting.wording import radii, settings
 
 EVERY_VIEW = "all views"
+TRAIN = "train_acc"
+"""Column of the accuracy on what was trained on, in the epoch that is judged."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Table:
         values = [line.cells[key].value for line in self.lines if key in line.cells]
         return max(values) if len(set(values)) > 1 else None
 
+    def without(self, prefixes: tuple[str, ...]) -> "Table":
+        """The same without columns whose keys begin so."""
+        kept = tuple(each for each in self.columns if not each.key.startswith(prefixes))
+        return replace(self, columns=kept)
+
     @property
     def n(self) -> int | None:
         """The number of examples behind every cell, if it is the same."""
@@ -97,7 +104,8 @@ class Table:
 
     @property
     def has_published(self) -> bool:
-        return any(line.published for line in self.lines)
+        known = {column.key for column in self.columns}
+        return any(known & line.published.keys() for line in self.lines)
 
 
 def accuracy_table(runs: Sequence[Run]) -> Table:
@@ -175,8 +183,13 @@ def _measured(run: Run, view: str) -> dict[str, Cell]:
 
 
 def _shared(run: Run) -> dict[str, Cell]:
-    """What belongs to a run and not to a view of it: the worst case and the certificate."""
-    cells = {f"worst_{norm}": Cell(value) for norm, value in run.worst_case.items()}
+    """What belongs to a run and not to a view of it: training, the worst case, the certificate.
+
+    Accuracy in training only where a paper prints it, too.
+    """
+    trained = run.train_acc if TRAIN in run.published else None
+    cells = {TRAIN: Cell(trained)} if trained is not None else {}
+    cells |= {f"worst_{norm}": Cell(value) for norm, value in run.worst_case.items()}
     found = run.certified
     if found is not None:
         norm = "" if found.norm == "l2" else f"_{found.norm}"  # radii of norms are not compared
@@ -225,7 +238,7 @@ def _columns(runs: Iterable[Run]) -> list[str]:
     worst = [key for key in shared if key.startswith("worst_")]
     certified = sorted(key for key in shared if key.startswith("certified"))
     radii = sorted(key for key in shared if key.partition("_")[0] == "acr")
-    return [*attacks, *worst, *certified, *radii]
+    return [*(key for key in (TRAIN,) if key in shared), *attacks, *worst, *certified, *radii]
 
 
 def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:
@@ -254,4 +267,6 @@ def title(key: str) -> str:
     if first == "certified" and parts:
         norm = [part for part in parts if part[:1].isalpha()]
         return " ".join([first, *norm, *(f"r={part}" for part in parts if part not in norm)])
+    if key == TRAIN:
+        return "training"
     return " ".join(["ACR", *parts]) if first == "acr" else key

@@ -49,7 +49,7 @@ def print_set(report: Report, console: "Console | None" = None) -> None:
     """The table of a set of runs and logs, comparisons, certificates; broken ones at the end."""
     console = console or screen()
     if report.table.lines:
-        print_table(report.table, console)
+        print_table(report.accuracies, console)
     print_pairings(report.pairings, console)
     print_claims(report.claims, console)
     print_studies(report.studies, console)
@@ -93,7 +93,8 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         shown.add_column("settings", no_wrap=True)
     for name in ("accuracy", "95 % interval", "n", *(("passes", "time") if wide else ())):
         shown.add_column(name, justify="right", no_wrap=True)
-    if run.published:
+    paper = any(key in run.published for key in _measured(run))
+    if paper:
         shown.add_column("paper", justify="right", no_wrap=True)
     for row in run.rows:
         interval = DASH if row.low is None else f"{percent(row.low)} to {percent(row.high)}"
@@ -103,7 +104,7 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         cells += [MARK * noted + percent(row.accuracy), interval]
         cells += [DASH if row.n is None else str(row.n)]
         cells += [count(passes or None), duration(row.seconds)] if wide else []
-        cells += [percent(run.published.get(row.name))] if run.published else []
+        cells += [percent(run.published.get(row.name))] if paper else []
         shown.add_row(*[Text(cell) for cell in cells], style="yellow" if noted else "")
         for cells in _stages(row, several=several, wide=wide):
             shown.add_row(*[Text(cell) for cell in cells], style="dim")
@@ -111,9 +112,14 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         within = ", ".join(filter(None, ["per example", radii(run, norm)]))
         cells = [f"worst {norm}", *(["all"] if several else []), *([within] if wide else [])]
         cells += [percent(value), "", "", *(["", ""] if wide else [])]
-        cells += [percent(run.published.get(f"worst_{norm}"))] if run.published else []
+        cells += [percent(run.published.get(f"worst_{norm}"))] if paper else []
         shown.add_row(*[Text(cell) for cell in cells], style="bold")
     return shown
+
+
+def _measured(run: Run) -> list[str]:
+    """The keys of what the lines of a run tell."""
+    return [*(row.name for row in run.rows), *(f"worst_{norm}" for norm in run.worst_case)]
 
 
 def _stages(row: Row, *, several: bool, wide: bool) -> Iterator[list[str]]:
