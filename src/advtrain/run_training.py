@@ -141,7 +141,9 @@ class Course:
             refresh(state.average.model)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
-            report |= validate(state.average.model, self.setting, validation)
+            judged = state.average.model
+            subject = Subject(judged, state.defense.attacked(judged))
+            report |= validate(subject, self.setting, validation)
         history.reports.append(report)
         if history.improves(report, state.defense.judged_by):
             self._save("best", scores=report)
@@ -214,7 +216,7 @@ def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Fre
     return state, freezing, beginning
 
 
-def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict[str, float]:
+def validate(subject: Subject, setting: Setting, validation: Validation) -> dict[str, float]:
     """Clean and adversarial accuracy on the validation split; the same draws at every epoch."""
     split = setting.data.validation
     size = min(len(split), validation.size)
@@ -222,7 +224,7 @@ def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict
         return {}
     bits = {"val_acc": "", "val_adv_acc": ""}
     row = Row("validation", "validation", validation.attack, {})
-    referee = partial(judge, Subject(model, model), threat=row.threat, key=row.key)
+    referee = partial(judge, subject, threat=row.threat, key=row.key)
     for start in range(0, size, VALIDATION_BATCH):
         x, y = split.batch(slice(start, min(start + VALIDATION_BATCH, size)))
         at, all_right = tuple(range(len(y))), torch.ones_like(y, dtype=torch.bool)

@@ -35,6 +35,10 @@ class Defense:
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
 
+    def attacked(self, model: nn.Module) -> nn.Module:
+        """What the attack of a validation works on; the verdicts are of `model`."""
+        return model
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 
