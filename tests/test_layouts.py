@@ -9,7 +9,6 @@ import torchvision
 from running import run
 from torch import Tensor, nn
 
-from advtrain import checkpoints
 from advtrain.checkpoints import CheckpointError
 from advtrain.models import layouts
 from advtrain.models.lwta_networks import lwta_wide_resnet
@@ -62,7 +61,9 @@ def test_the_public_wide_resnets_load_and_what_was_left_out_is_said(
     source, model = factory(0), factory(1)
     file = tmp_path / "ckpt.pt"
     content = theirs(source, temperatures=temperatures)
-    assert "block1.layer.0.conv1.weight" in content and "block2.layer.0.convShortcut.weight" in content
+    assert (
+        "block1.layer.0.conv1.weight" in content and "block2.layer.0.convShortcut.weight" in content
+    )
     wrapped = {f"module.{name}": value for name, value in content.items()}
     state = content if temperatures else wrapped
     torch.save({"model_state_dict": state, "optimizer_state_dict": {}, "epoch": 100}, file)
@@ -120,15 +121,24 @@ def test_files_that_fit_no_better_by_other_names_keep_theirs() -> None:
     assert layouts.translated(model, state) == state
 
 
-def test_an_evaluation_says_what_it_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from advtrain.models.lwta_networks import lwta_wide_resnet as build
+def test_an_evaluation_says_what_it_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
 
     draws = {"competitors": 2, "train_temperature": 0.67, "test_temperature": 0.01}
-    small = build((1, 8, 8), 10, depth=10, width=1, **draws, **RAW)
+    small = lwta_wide_resnet((1, 8, 8), 10, depth=10, width=1, **draws, **RAW)
     torch.save({"state_dict": theirs(small, temperatures=True)}, tmp_path / "w.pt")
-    judged = ("job=eval", "logger=none", "device=cpu", "eval=quick", "eval.size=4", "eval.attacks={}")
+    judged = (
+        "job=eval",
+        "logger=none",
+        "device=cpu",
+        "eval=quick",
+        "eval.size=4",
+        "eval.attacks={}",
+    )
     options = ("model=lwta_wrn_34_1", "model.depth=10", "dataset.test_size=20")
-    status = run(tmp_path / "run", *judged, *options, f"checkpoint={tmp_path / 'w.pt'}")
+    status = run(
+        tmp_path / "run", *judged, "eval.attacks={}", *options, f"checkpoint={tmp_path / 'w.pt'}"
+    )
     assert status["state"] == "done", status["error"]
     assert "learned temperatures" in caplog.text
-    assert checkpoints.load(tmp_path / "w.pt")["state_dict"]

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from advtrain.attacks.pgd import pgd
 from advtrain.divergences import noted
 from advtrain.inference import swift
-from advtrain.models.lwta import Lwta, contest, divergence, layers, logistic, noise_free, temperature
+from advtrain.models.lwta import (
+    Lwta,
+    contest,
+    divergence,
+    layers,
+    logistic,
+    noise_free,
+    temperature,
+)
 from advtrain.models.lwta_networks import lwta_cnn, lwta_mnist_cnn, lwta_wide_resnet
 from advtrain.models.network import Network
 from advtrain.modes import crafting
@@ -46,11 +54,13 @@ def images(count: int = 4) -> Tensor:
     return torch.rand((count, *SHAPE), generator=torch.Generator().manual_seed(1))
 
 
-def masks(h: list[float], tau: float, draws: int = 40_000, competitors: int | None = None) -> Tensor:
+def masks(
+    h: list[float], tau: float, draws: int = 40_000, competitors: int | None = None
+) -> Tensor:
     """The masks of one block of activations `h`, over many draws: (draws, U)."""
     torch.manual_seed(0)
     block = torch.tensor(h).expand(draws, -1)
-    part = layer(len(h), competitors or len(h), test_temperature=tau).eval()
+    part = layer(len(h), len(h), test_temperature=tau).eval()
     return part(block) / block
 
 
@@ -227,7 +237,9 @@ def test_the_gradient_of_the_mask_flows_at_067_and_is_nearly_always_0_at_001() -
 def test_contexts_nest_and_restore_and_copies_made_inside_keep_them() -> None:
     model = network()
     part = layers(model)[0]
-    assert part.tau == 0.01 and copy.deepcopy(model).train() and layers(model.train())[0].tau == 0.67
+    assert (
+        part.tau == 0.01 and copy.deepcopy(model).train() and layers(model.train())[0].tau == 0.67
+    )
     model.eval()
     with temperature(model, "train"):
         assert part.tau == 0.67

@@ -134,7 +134,7 @@ def test_the_divergence_is_really_added(reduction: str, passes: int) -> None:
 
 
 def test_descent_on_the_divergence_brings_it_to_0_and_its_negative_to_log_2() -> None:
-    x, y = batch()
+    x, _ = batch()
     for sign, expected in ((1, 0.0), (-1, log(2))):
         model = network().train()
         penalty = LwtaKl(1.0, "mean")

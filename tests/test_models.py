@@ -65,9 +65,9 @@ COUNTS = [
     pytest.param(
         partial(lwta_mnist_cnn, **WINNERS), MNIST, 10, 166_406, 0.6, 0, id="lwta_mnist_cnn"
     ),
-    pytest.param(lwta_34_1, CIFAR, 10, 466_714, 69.0, 31, id="lwta_wrn_34_1"),
+    pytest.param(lwta_34_1, CIFAR, 10, 466_714, 69.1, 31, id="lwta_wrn_34_1"),
     pytest.param(
-        partial(lwta_wide_resnet, depth=34, width=5, **WINNERS), CIFAR, 10, 11_554_074, 0.0, 31,
+        partial(lwta_wide_resnet, depth=34, width=5, **WINNERS), CIFAR, 10, 11_554_074, 1671.6, 31,
         id="lwta_wrn_34_5",
     ),
 ]  # fmt: skip

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from advtrain import checkpoints
 from advtrain.config import ConfigError

@@ -63,6 +63,4 @@ def lwta_mnist_cnn(
 
 
 def _activation(competitors: int, train: float, test: float) -> partial[Lwta]:
-    return partial(
-        Lwta, competitors=competitors, train_temperature=train, test_temperature=test
-    )
+    return partial(Lwta, competitors=competitors, train_temperature=train, test_temperature=test)

@@ -50,9 +50,7 @@ def halving(
     return Network(normalisation(shape[0], mean, std), body, head, accepts=(shape[0], None, None))
 
 
-def convolution(
-    inputs: int, outputs: int, stride: int, activation: Activation
-) -> list[nn.Module]:
+def convolution(inputs: int, outputs: int, stride: int, activation: Activation) -> list[nn.Module]:
     """3x3 convolution, batch norm, activation."""
     kernel = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
     return [kernel, nn.BatchNorm2d(outputs), activation(outputs)]
