@@ -161,7 +161,10 @@ def contest(blocks: Tensor, tau: float) -> Tensor:
 
 def duel(pairs: Tensor, tau: float) -> Tensor:
     """The same of pairs (B, N, 2, ...), by one logistic number each."""
-    drawn: Tensor = Duel.apply(pairs, logistic(pairs.select(2, 0)), tau)
+    noise = logistic(pairs.select(2, 0))
+    if not (torch.is_grad_enabled() and pairs.requires_grad):
+        return weighed(pairs, noise, tau)[0]
+    drawn: Tensor = Duel.apply(pairs, noise, tau)
     return drawn
 
 
@@ -172,8 +175,7 @@ def logistic(like: Tensor) -> Tensor:
     """
     count = like.numel()
     whole = bits((count + 3) // 4, like.device).view(torch.int16)[:count].view(like.shape)
-    middle = torch.tensor(0.5 + 2**-17, device=like.device)
-    return torch.add(middle, whole, alpha=2**-16).logit_()
+    return whole.float().add_(2**15 + 0.5).mul_(2**-16).logit_()
 
 
 def bits(words: int, device: torch.device) -> Tensor:
@@ -188,20 +190,23 @@ def bits(words: int, device: torch.device) -> Tensor:
     return torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int64))
 
 
-class Duel(torch.autograd.Function):
-    """mask * h of pairs, with its gradient, in few passes over memory; second derivatives too.
+def weighed(pairs: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """mask * h of pairs, and the mask of the first of two, in few passes; overwrites the noise."""
+    first, second = pairs.unbind(2)
+    # beyond 60 exp is slow, and the mask 0 or 1
+    mask = noise.add_(first).sub_(second).mul_(1 / tau).clamp_(-60, 60).sigmoid_()
+    out = torch.empty_like(pairs)
+    torch.mul(first, mask, out=out.select(2, 0))
+    torch.addcmul(second, second, mask.to(second.dtype), value=-1, out=out.select(2, 1))
+    return out, mask
 
-    Overwrites the noise.
-    """
+
+class Duel(torch.autograd.Function):
+    """`weighed` with its gradient; second derivatives too."""
 
     @staticmethod
     def forward(ctx: Any, pairs: Tensor, noise: Tensor, tau: float) -> Tensor:
-        first, second = pairs.unbind(2)
-        # beyond 60 exp is slow, and the mask 0 or 1
-        mask = noise.add_(first).sub_(second).mul_(1 / tau).clamp_(-60, 60).sigmoid_()
-        out = torch.empty_like(pairs)
-        torch.mul(first, mask, out=out.select(2, 0))
-        torch.addcmul(second, second, mask.to(second.dtype), value=-1, out=out.select(2, 1))
+        out, mask = weighed(pairs, noise, tau)
         ctx.save_for_backward(pairs, mask)
         ctx.tau = tau
         return out
