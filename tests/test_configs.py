@@ -23,6 +23,10 @@ NEEDS = {
 QUICK = ("logger=none", "device=cpu", "epochs=1", "batch_size=24", "eval=none", *DATA)
 
 
+FITTING = {"lwta": ["model=lwta_cnn"]}
+"""What a defense asks of its network, where another one is given."""
+
+
 def options(group):
     return [option for of, option in OPTIONS if of == group]
 
@@ -44,7 +48,9 @@ def test_each_option_begins_by_saying_what_it_is(group, option):
     list(itertools.product(options("defense"), options("descent"), options("average"))),
 )
 def test_each_defense_trains_under_each_descent_and_average(tmp_path, defense, descent, average):
-    status = run(tmp_path, *QUICK, f"defense={defense}", f"descent={descent}", f"average={average}")
+    choices = (f"defense={defense}", f"descent={descent}", f"average={average}")
+    quick = [each for each in QUICK if not (defense in FITTING and each.startswith("model="))]
+    status = run(tmp_path, *quick, *choices, *FITTING.get(defense, []))
     assert status["state"] == "done", status["error"]
 
 
@@ -52,7 +58,8 @@ def test_each_defense_trains_under_each_descent_and_average(tmp_path, defense, d
 def test_training_by_each_defense_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, defense):
     others = [each for each in TRAINING if not each.startswith("model=")]
     model = "linear" if defense == "linear_exact" else "small_cnn"  # with batch norm
-    overrides = (*others, f"model={model}", "scale.steps=2", "average=ema", f"defense={defense}")
+    chosen = FITTING.get(defense, [f"model={model}"])
+    overrides = (*others, *chosen, "scale.steps=2", "average=ema", f"defense={defense}")
     run(tmp_path / "whole", *overrides)
     interrupted(tmp_path / "part", 4, *overrides)
     assert run(tmp_path / "part", *overrides)["state"] == "done"
@@ -80,7 +87,9 @@ def test_each_optimizer_runs(tmp_path, optimizer):
     assert run(tmp_path, *QUICK, f"optimizer={optimizer}")["state"] == "done"
 
 
-@pytest.mark.parametrize("model", ["linear", "mnist_cnn", "small_cnn"])
+@pytest.mark.parametrize(
+    "model", ["linear", "mnist_cnn", "small_cnn", "lwta_cnn", "lwta_mnist_cnn"]
+)
 def test_small_models_run_on_digits(tmp_path, model):
     assert run(tmp_path, *QUICK, f"model={model}")["state"] == "done"
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from advtrain.models.linear import linear
+from advtrain.models.lwta_networks import lwta_cnn, lwta_mnist_cnn, lwta_wide_resnet
 from advtrain.models.network import Network
 from advtrain.models.preact_resnet import preact_resnet18
 from advtrain.models.resnet import cifar_resnet, resnet18, resnet34, resnet50
@@ -25,6 +26,8 @@ wrn_28_10 = partial(wide_resnet, depth=28, width=10, dropout=0.0, initialisation
 wrn_34_10 = partial(wide_resnet, depth=34, width=10, dropout=0.0, initialisation="he")
 wrn_40_2 = partial(wide_resnet, depth=40, width=2, dropout=0.3, initialisation="torch")
 auto18 = partial(resnet18, stem="auto")
+WINNERS = {"competitors": 2, "train_temperature": 0.67, "test_temperature": 0.01}
+lwta_34_1 = partial(lwta_wide_resnet, depth=34, width=1, **WINNERS)
 
 COUNTS = [
     pytest.param(linear, MNIST, 10, 7_850, 0.0, 0, id="linear"),
@@ -56,6 +59,17 @@ COUNTS = [
     pytest.param(wrn_28_10, CIFAR, 10, 36_479_194, 5243.3, 25, id="wrn_28_10"),
     pytest.param(wrn_34_10, CIFAR, 10, 46_160_474, 6658.9, 31, id="wrn_34_10"),
     pytest.param(wrn_40_2, STL, 10, 2_243_546, 2948.4, 37, id="wrn_40_2"),
+    pytest.param(
+        partial(lwta_cnn, **WINNERS), (1, 8, 8), 10, 29_162, 0.3, 2, id="lwta_cnn at 8x8"
+    ),
+    pytest.param(
+        partial(lwta_mnist_cnn, **WINNERS), MNIST, 10, 166_406, 0.6, 0, id="lwta_mnist_cnn"
+    ),
+    pytest.param(lwta_34_1, CIFAR, 10, 466_714, 69.1, 31, id="lwta_wrn_34_1"),
+    pytest.param(
+        partial(lwta_wide_resnet, depth=34, width=5, **WINNERS), CIFAR, 10, 11_554_074, 1671.6, 31,
+        id="lwta_wrn_34_5",
+    ),
 ]  # fmt: skip
 
 SMALL_ONES = {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advtrain.averages import Last
 from advtrain.config import build, conf_dir
 from advtrain.descents.plain import Plain
+from advtrain.models.lwta import Lwta
 from advtrain.models.network import Network
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
@@ -44,6 +45,7 @@ UNITS: dict[str, list[tuple[Moment, float]]] = {
     "smoothadv": [(PLAIN, 2 * (2 * 10 + 3))],
     "consistency": [(PLAIN, 2 * 3)],
     "macer": [(PLAIN, 16 * 3)],
+    "lwta": [(PLAIN, 2 * K + 3)],
     "linear_exact": [(PLAIN, 2)],  # of one layer: no gradient to the images, nor through a layer
 }
 NAMES = sorted(path.stem for path in (conf_dir() / "defense").glob("*.yaml"))
@@ -55,8 +57,19 @@ def featured() -> Network:
     return Network(nn.Identity(), nn.Sequential(*body), head, accepts=(1, None, None))
 
 
+def competing() -> nn.Module:
+    """The deep network, with winners in place of ReLU."""
+    model = deep_network()
+    for name, layer in list(model.named_children()):
+        if isinstance(layer, nn.ReLU):
+            part = Lwta(128, competitors=2, train_temperature=0.67, test_temperature=0.01)
+            model.set_submodule(name, part)
+    return model
+
+
 MODELS = {
     "tla": featured,
+    "lwta": competing,
     "linear_exact": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),
 }
 
@@ -83,6 +96,17 @@ def test_a_step_makes_no_more_passes_than_documented(name: str) -> None:
         work = partial(train_step, state, x, y, now, method)
         counted = units(model, x, work)
         assert expected is None or counted == pytest.approx(expected, abs=0.2, rel=0.01)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_mean_over_draws_costs_as_many_passes_and_nothing_else(draws: int) -> None:
+    config = configuration("defense=lwta", f"attack.steps={K}", f"defense.draws={draws}")
+    model, (x, y) = competing(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    state = TrainState(model, optimizer, Last(model, 1), build(config["defense"], path="defense"))
+    method = Method(Plain(None), {}, {}, seed=0)
+    counted = units(model, x, partial(train_step, state, x, y, PLAIN, method))
+    assert counted == pytest.approx(2 * K * draws + 3, abs=0.2 + 0.1 * draws)
 
 
 def _steps(name: str) -> list[str]:

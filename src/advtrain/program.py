@@ -1,5 +1,6 @@
 """The course of one job: data, training, evaluation, report."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from advtrain.run_evaluation import evaluate_model
 from advtrain.run_training import differences, identity, train
 from advtrain.runs import Setting, make_model, setting, start_weights
 from advtrain.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 def execute(
@@ -61,7 +64,9 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
     config, data = here.config, here.data
     model = make_model(config, data.shape, len(data.classes), here.device, here.allowed)
     if config["job"] == "eval":
-        start_weights(model, config["checkpoint"])
+        said = start_weights(model, config["checkpoint"])
+        if "; " in said:  # more than where the weights are from
+            logger.warning("%s", said)
         return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
     best = here.directory / "checkpoints" / "best.pt"
     content = checkpoints.load(best)

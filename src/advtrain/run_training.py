@@ -137,8 +137,7 @@ class Course:
             refresh(state.average.model)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
-            checks = state.defense.checks()
-            report |= validate(state.average.model, self.setting, validation, checks)
+            report |= validate(state.average.model, self.setting, validation, state.defense)
         history.reports.append(report)
         if history.improves(report, state.defense.judged_by):
             self._save("best", scores=report)

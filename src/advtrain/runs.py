@@ -19,6 +19,7 @@ from advtrain.certification.soundness import require_rescaled
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
+from advtrain.models import layouts
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
@@ -252,8 +253,9 @@ def start_weights(model: nn.Module, given: str | None, fresh: Collection[str] = 
         require_parts("fresh", fresh, [name for name, _ in model.named_parameters()])
         if given is not None:
             file, key = checkpoints.locate(given), "checkpoint"
-            tensors = checkpoints.weights(checkpoints.load(file, key), file, key)
-            left = tuple(fresh)
+            theirs = checkpoints.weights(checkpoints.load(file, key), file, key)
+            tensors, left = layouts.translated(model, theirs), tuple(fresh)
+            advice = layouts.remark(theirs, tensors)
         else:
             assert isinstance(start, Pretrained)
             file, key = start.file(), "model.pretrained"
@@ -315,7 +317,8 @@ def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -
         return load_run(file, packages=setting.allowed)[0]
     with torch.random.fork_rng(devices=[]):
         network = model(setting.data.shape, len(setting.data.classes))
-    checkpoints.load_weights(network, file)
+    theirs = checkpoints.weights(checkpoints.load(file), file)
+    checkpoints.restore(network, layouts.translated(network, theirs), file)
     return network.eval()
 
 

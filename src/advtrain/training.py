@@ -6,6 +6,7 @@ goes on as if it had not been: bit for bit where the device computes the same tw
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
 from advtrain.seeding import derive
-from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule
+from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule, Watching
 
 ADVICE = (
     "Checkpoints of earlier epochs are kept; a smaller optimizer.lr or descent.clip_norm usually "
@@ -106,11 +107,15 @@ class Method:
 def total_loss(
     model: nn.Module, defense: Defense, penalties: Mapping[str, Penalty], parcel: Any
 ) -> tuple[Tensor, Logs]:
-    loss, logs = defense.loss(model, parcel)
     if not penalties:
-        return loss, logs
-    with frozen_statistics(model):  # norms followed by the power method stay where they are
-        terms = {name: penalty(model) for name, penalty in penalties.items()}
+        return defense.loss(model, parcel)
+    with ExitStack() as stack:
+        for penalty in penalties.values():
+            if isinstance(penalty, Watching):
+                stack.enter_context(penalty.watching(model))
+        loss, logs = defense.loss(model, parcel)
+        with frozen_statistics(model):  # norms followed by the power method stay where they are
+            terms = {name: penalty(model) for name, penalty in penalties.items()}
     loss = sum(terms.values(), start=loss)
     return loss, {**logs, **{name: term.detach() for name, term in terms.items()}}
 

@@ -5,6 +5,7 @@ Everything here is a protocol or a frozen value; no role has code of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -165,6 +166,9 @@ class Defense(Protocol):
     def loss(self, model: nn.Module, parcel: Any) -> tuple[Tensor, Logs]:
         """The scalar to minimise on the parcel, and detached scalars to report."""
 
+    def attacked(self, model: nn.Module) -> nn.Module:
+        """What the attack of a validation works on, for verdicts on `model`: itself, or a copy."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -172,6 +176,17 @@ class Defense(Protocol):
 
 Penalty = Callable[[nn.Module], Tensor]
 """A scalar term in the weights of a model, added to the loss of any defense."""
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """A penalty that also depends on what layers see: it is called inside of its own block."""
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Around the passes of a loss. ValueError: there is nothing to watch in `model`."""
+
+    def __call__(self, model: nn.Module) -> Tensor: ...
+
 
 Evaluate = Callable[[], tuple[Tensor, Logs]]
 """Loss and logs at the current weights, on the parcel of this step."""

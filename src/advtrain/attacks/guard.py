@@ -53,9 +53,13 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
 
 @contextmanager
 def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
-    """With a generator, draws of a model in training mode (dropout) come from it as well."""
-    training = any(part.training for module in modules_of(model) for part in module.modules())
-    if not isinstance(generator, Generator) or not training:
+    """With a generator, draws of a model come from it as well: of dropout, or at every pass."""
+    drawing = any(
+        part.training or getattr(part, "stochastic", False)
+        for module in modules_of(model)
+        for part in module.modules()
+    )
+    if not isinstance(generator, Generator) or not drawing:
         yield
         return
     ahead = generator.clone_state()  # what the attack itself draws stays as it would be

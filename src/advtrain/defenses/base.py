@@ -40,6 +40,10 @@ class Defense:
         """What else validation images are put through, by the metric that it gives."""
         return {}
 
+    def attacked(self, model: nn.Module) -> nn.Module:
+        """What the attack of a validation works on; the verdicts are of `model`."""
+        return model
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -4,13 +4,21 @@ Normalisation is the network's first layer, so attacks, radii and noise live in 
 and a checkpoint carries its own constants.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advtrain.models.pretrained import Pretrained
+
+Activation = Callable[[int], nn.Module]
+"""What makes the layer that stands behind so many channels."""
+
+
+def rectifier(channels: int) -> nn.Module:
+    """ReLU."""
+    return nn.ReLU()
 
 
 class Normalise(nn.Module):

@@ -15,7 +15,7 @@ from math import log2
 
 from torch import nn
 
-from advtrain.models.network import Network, normalisation
+from advtrain.models.network import Activation, Network, normalisation, rectifier
 
 
 def small_cnn(
@@ -30,19 +30,30 @@ def small_cnn(
     One convolution of 32 channels at full resolution, then one of 64 and stride 2 per halving: two
     convolutions for 8x8, three for 28x28, four for 32x32. No dropout. PyTorch's initialisation.
     """
+    return halving(shape, classes, mean, std, rectifier)
+
+
+def halving(
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    activation: Activation,
+) -> Network:
+    """`small_cnn` with `activation` in each place of a ReLU."""
     halvings = max(1, int(log2(min(shape[1:]) / 4)))
-    layers = convolution(shape[0], 32, 1)
+    layers = convolution(shape[0], 32, 1, activation)
     for index in range(halvings):
-        layers += convolution(32 if index == 0 else 64, 64, 2)
+        layers += convolution(32 if index == 0 else 64, 64, 2, activation)
     body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
     head = nn.Linear(64 * 4 * 4, classes)
     return Network(normalisation(shape[0], mean, std), body, head, accepts=(shape[0], None, None))
 
 
-def convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
-    """3x3 convolution, batch norm, ReLU."""
+def convolution(inputs: int, outputs: int, stride: int, activation: Activation) -> list[nn.Module]:
+    """3x3 convolution, batch norm, activation."""
     kernel = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-    return [kernel, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [kernel, nn.BatchNorm2d(outputs), activation(outputs)]
 
 
 def mnist_cnn(
@@ -57,17 +68,28 @@ def mnist_cnn(
     The first linear layer is as wide as this image size asks for (1,568 at 28x28), so the network
     takes no other size. Raises ValueError for images below 4 by 4.
     """
+    return striding(shape, classes, mean, std, rectifier)
+
+
+def striding(
+    shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    activation: Activation,
+) -> Network:
+    """`mnist_cnn` with `activation` in each place of a ReLU."""
     channels, height, width = shape
     if min(height, width) < 4:
         raise ValueError(f"mnist_cnn halves the image twice; {height} by {width} is too small.")
     body = nn.Sequential(
         nn.Conv2d(channels, 16, 4, 2, 1),
-        nn.ReLU(),
+        activation(16),
         nn.Conv2d(16, 32, 4, 2, 1),
-        nn.ReLU(),
+        activation(32),
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), 100),
-        nn.ReLU(),
+        activation(100),
     )
     head = nn.Linear(100, classes)
     return Network(
