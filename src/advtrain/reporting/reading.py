@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from advtrain.reporting import values
-from advtrain.reporting.records import Certified, Note, Row, Run, Stage
+from advtrain.reporting.records import Certified, Draws, Note, Row, Run, Stage
 
 SCHEMA = 1
 MAX_BYTES = {"results.json": 32 << 20, "status.json": 8 << 20, "metrics.jsonl": 64 << 20}
@@ -89,6 +89,10 @@ def read_run(directory: Path) -> Run:
         selected_on=values.text(results.get("selected_on")),
         rows=rows,
         worst_case=values.fractions(results.get("worst_case")),
+        worst_by_view={
+            view: values.fractions(worst)
+            for view, worst in values.mapping(results.get("worst_case_by_view")).items()
+        },
         certified=_certified(certified) if isinstance(certified, Mapping) else None,
         notes=tuple(notes),
         published={
@@ -189,6 +193,8 @@ def _rows(value: Any) -> tuple[tuple[Row, ...], int]:
                 selected_on=values.text(row.get("selected_on")),
                 stages=_stages(row.get("stages")),
                 standing=_standing(row.get("robust"), accuracy),
+                through=values.text(row.get("through")),
+                draws=_draws(values.mapping(row.get("draws"))),
             )
         )
     return tuple(rows), broken + max(0, len(values.items(value)) - MAX_ROWS)
@@ -211,6 +217,11 @@ def _stages(value: Any) -> tuple[Stage, ...]:
                 )
             )
     return tuple(stages)
+
+
+def _draws(value: Mapping[str, Any]) -> Draws | None:
+    n, mean = values.integer(value.get("n")), values.fraction(value.get("mean"))
+    return None if n is None or mean is None else Draws(n, mean, values.number(value.get("sd")))
 
 
 def _standing(value: Any, accuracy: float) -> str:
