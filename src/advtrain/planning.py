@@ -12,11 +12,10 @@ from advtrain.config import ConfigError
 from advtrain.digests import digest, fingerprint
 from advtrain.evaluation import Row, row_name, rows
 from advtrain.models.views import Unfit
-from advtrain.results import unwrapped
+from advtrain.results import arguments, attack_name, spelled, unwrapped
 from advtrain.runs import Evaluation, Setting
 from advtrain.types import Attack, Combination, View
 
-IDENTITY = "advtrain.models.views.identity"
 Warnings = list[dict[str, str]]
 
 
@@ -27,6 +26,19 @@ class Scene:
     view: str
     judged: nn.Module
     rows: tuple[Row, ...]
+
+
+def named(views: Mapping[str, View]) -> dict[str, View]:
+    """The views by the names that rows tell: `draws=20` of a mean, `votes=20` of a majority.
+
+    Any other is told by its key. So the name of a number of draws is never that of another.
+    """
+    words = {"mean_of": "draws", "majority": "votes"}
+    found = {}
+    for key, view in views.items():
+        word = words.get(attack_name(view) or "")
+        found[f"{word}={arguments(view)['draws']}" if word else key] = view
+    return found
 
 
 def viewed(model: nn.Module, views: Mapping[str, View]) -> dict[str, nn.Module]:
@@ -108,10 +120,10 @@ def row_keys(
     Networks that an attack brings count by their weights.
     """
     config = setting.config
-    node = config["eval"].get("views", {}).get(view, {})
+    seen_through = plan.views.get(view)
     common: tuple[Any, ...] = (seen, config["seed"], config["precision"], plan.batch_size)
-    if node.get("_target_", IDENTITY) != IDENTITY:
-        common += (f"view {node}",)
+    if attack_name(seen_through) not in (None, "identity"):
+        common += (f"view {spelled(seen_through)}",)
     if looks:
         common += (f"looks {looks}",)
     nodes = config["eval"]["attacks"]

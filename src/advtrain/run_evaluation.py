@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +28,7 @@ from advtrain.evaluation import (
 from advtrain.files import write_atomic, write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
-from advtrain.planning import fitted, refuse_names, scenes, viewed
+from advtrain.planning import fitted, named, refuse_names, scenes, viewed
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
@@ -80,6 +81,7 @@ def evaluate_model(
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
+    plan = replace(plan, views=named(plan.views))
     with told():
         views = viewed(model, plan.views)
     first = single(next(iter(views.values())))
