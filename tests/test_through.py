@@ -151,6 +151,17 @@ def test_a_vote_is_attacked_through_the_mean():
     assert right(vote, x_adv, y) < 0.1 and right(vote, x, y) > 0.85
 
 
+def test_with_a_generator_draws_of_the_network_come_from_it_too():
+    model, (x, y) = Scores().eval(), zoo.held_out()
+    attack = partial(through, threat=WIDE, attack=DIGITS, view=partial(at_temperature, tau=0.67))
+    state, found = torch.get_rng_state(), []
+    for seed in (0, 0, 1):
+        generator = torch.Generator().manual_seed(seed)
+        found.append(attack(model, x[:20], y[:20], generator=generator))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+
+
 def test_views_nest_the_outer_one_first():
     seen = []
 

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import Generator, Tensor, nn
 
+from advtrain.averaged import is_stochastic
 from advtrain.modes import frozen, frozen_statistics, vouched, vouching
 from advtrain.precision import full_precision
 from advtrain.types import Classifier
@@ -53,9 +54,13 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
 
 @contextmanager
 def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
-    """With a generator, draws of a model in training mode (dropout) come from it as well."""
-    training = any(part.training for module in modules_of(model) for part in module.modules())
-    if not isinstance(generator, Generator) or not training:
+    """With a generator, draws of a stochastic model, or of one in training mode (dropout), come
+    from it as well."""
+    drawing = any(
+        is_stochastic(module) or any(part.training for part in module.modules())
+        for module in modules_of(model)
+    )
+    if not isinstance(generator, Generator) or not drawing:
         yield
         return
     ahead = generator.clone_state()  # what the attack itself draws stays as it would be
