@@ -84,7 +84,7 @@ def _set(model: nn.Module, name: str, value: object) -> Iterator[None]:
 
 
 SWITCHES = SimpleNamespace(
-    temperature=lambda model, tau: _set(model, "tau", tau),
+    temperature=lambda model, tau: _set(model, "tau", 0.67 if tau == "train" else tau),
     noise_free=lambda model: _set(model, "quiet", True),
 )
 """The contexts that stochastic layers bring, for `Relaxed`."""

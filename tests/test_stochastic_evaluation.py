@@ -60,7 +60,7 @@ def test_every_row_is_judged_by_the_mean_over_draws(whole):
     assert [(r["name"], r["view"]) for r in found["rows"]] == [(n, "draws=20") for n in names]
     assert [r.get("through") for r in found["rows"]] == [
         *(None, "identity", "mean_of(draws=20)"),
-        *("at_temperature(tau=0.67)", "noise_free", "mean_of(draws=2)"),
+        *("at_temperature(tau=train)", "noise_free", "mean_of(draws=2)"),
     ]
     assert [r["attack"] for r in found["rows"]] == [None, *["pgd"] * 4, "square"]
 

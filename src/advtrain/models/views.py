@@ -8,7 +8,7 @@ found as a module, so modes, weights and precision reach it.
 
 import importlib
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,14 @@ def majority(network: nn.Module, *, draws: Count) -> nn.Module:
     return network if draws == 1 else Majority(network, draws)
 
 
-def at_temperature(network: nn.Module, *, tau: Positive) -> nn.Module:
-    """The network with its relaxed samples at temperature `tau`, a single draw.
+def at_temperature(network: nn.Module, *, tau: Positive | Literal["train", "test"]) -> nn.Module:
+    """The network with its relaxed samples at temperature `tau`, a single draw; `train` and `test`
+    are each layer's own.
 
     Unfit: no layer draws. RangeError: tau not positive.
     """
-    require("tau", tau, Range(0, open_low=True))
+    if not isinstance(tau, str):
+        require("tau", tau, Range(0, open_low=True))
     return AtTemperature(_drawing(network, "temperature"), tau)
 
 
@@ -96,7 +98,7 @@ class Majority(Averaged):
 class AtTemperature(nn.Module):
     """`network` with relaxed samples at the temperature `tau`."""
 
-    def __init__(self, network: nn.Module, tau: float) -> None:
+    def __init__(self, network: nn.Module, tau: float | str) -> None:
         super().__init__()
         self.network = network
         self.tau = tau
