@@ -17,7 +17,6 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import Generator, Tensor, nn
 
-from advtrain.averaged import is_stochastic
 from advtrain.modes import frozen, frozen_statistics, vouched, vouching
 from advtrain.precision import full_precision
 from advtrain.types import Classifier
@@ -54,11 +53,11 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
 
 @contextmanager
 def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
-    """With a generator, draws of a stochastic model, or of one in training mode (dropout), come
-    from it as well."""
+    """With a generator, draws of a model come from it as well: of dropout, or at every pass."""
     drawing = any(
-        is_stochastic(module) or any(part.training for part in module.modules())
+        part.training or getattr(part, "stochastic", False)
         for module in modules_of(model)
+        for part in module.modules()
     )
     if not isinstance(generator, Generator) or not drawing:
         yield
