@@ -202,6 +202,7 @@ def test_attacks_through_what_the_network_has_not_are_left_out(tmp_path):
         ),
         ("eval.naive=nobody", "naive=nobody is no row"),
         ("eval.draws=0", "eval.draws=0 is refused"),
+        ("eval.attacks.trained_at.view.tau=hot", "view.tau=hot is refused"),
     ],
 )
 def test_bad_input_is_named(tmp_path, override, expected):
