@@ -63,6 +63,20 @@ class Scores(nn.Sequential):
             self[1].bias.zero_()
 
 
+class Jitter(nn.Module):
+    """Noise on scores; says nothing of it."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.randn_like(h)
+
+
+class Jittered(Scores):
+    """The same scores with noise from code that knows of no contexts."""
+
+    def __init__(self) -> None:
+        super().__init__(last=Jitter())
+
+
 class Plain(Scores):
     """The same scores without draws."""
 

@@ -6,13 +6,14 @@ from math import sqrt
 import pytest
 import torch
 from running import run
-from stochastic_cases import SWITCHES, Plain, Scores
+from stochastic_cases import SWITCHES, Jittered, Plain, Scores
 
 from advtrain.models import views
 
 SIZE = 60
 SMALL = (
-    *("eval.attacks.naive.attack.steps=10", "eval.attacks.square.attack.queries=10"),
+    *("eval.attacks.naive.attack.steps=10", "eval.attacks.eot.attack.steps=10"),
+    "eval.attacks.square.attack.queries=10",
     *("eval.attacks.square.view.draws=2", "threat.eps=0.2"),
 )
 MEAN = "{_target_: advtrain.models.views.mean_of, _partial_: true, draws: 9}"
@@ -179,17 +180,17 @@ def test_every_row_of_a_stochastic_network_under_the_usual_evaluation_is_warned_
     assert warned == {"model", "clean", "fgsm", "pgd_linf", "pgd_l2", "certified"}
 
 
-def test_attacks_through_what_the_network_has_not_are_left_out(tmp_path):
-    hot = "{_target_: advtrain.models.views.at_temperature, _partial_: true, tau: 0.67}"
+def test_rows_through_what_the_layers_of_a_network_do_not_know_are_left_out(tmp_path):
     status, found = evaluation(
-        *(tmp_path, "eval=quick", "~eval.attacks.pgd"),
-        f"+eval.attacks.hot={{_target_: advtrain.attacks.through.through, _partial_: true, threat: "
-        f"'${{threat}}', view: {hot}, attack: '${{eval.attacks.fgsm}}'}}",
-        of=Plain,
+        *(tmp_path, "eval=stochastic", *SMALL, "eval.size=20", "eval.views.mean.draws=3"),
+        *("~eval.attacks.square", "eval.attacks.eot.view.draws=2", "eval.naive=noise_free"),
+        of=Jittered,
     )
-    assert status["state"] == "done" and [r["name"] for r in found["rows"]] == ["clean", "fgsm"]
-    (told,) = said(found, "left_out")
-    assert told["row"] == "hot" and "no layer of the network" in told["message"]
+    assert status["state"] == "done", status["error"]
+    assert [r["name"] for r in found["rows"]] == ["clean", "naive", "eot"]
+    told = {w["row"]: w["message"] for w in said(found, "left_out")}
+    assert told.keys() == {"trained_at", "noise_free"}
+    assert "no layer of the network" in told["trained_at"] and "single_draw" not in found
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def fitted(
                 {"check": "left_out", "row": name, "message": f"This row did not run: {error}"}
             )
             del attacks[name]
-    return replace(plan, attacks=attacks), views, told
+    naive = plan.naive if plan.naive in attacks else None
+    return replace(plan, attacks=attacks, naive=naive), views, told
 
 
 def _fixed(plan: Evaluation, merged: list[str]) -> Warnings:
