@@ -1,10 +1,9 @@
 """Attacks through another view of the network: which one gradients are of, and which is judged.
 
-A stochastic network is attacked adaptively so: through the mean
-over draws (EOT: Athalye et al. 2018, https://arxiv.org/abs/1707.07397), at the temperature that it
-was trained at, or without its noise (Tramer et al. 2020, https://arxiv.org/abs/2002.08347). And a
-vote, which has no gradient, is attacked through the mean. Points are judged by whoever is asked
-for a verdict, not by this view.
+So a stochastic network is attacked adaptively: through the mean over draws (EOT: Athalye et al.
+2018, https://arxiv.org/abs/1707.07397), at the temperature that it was trained at, or without its
+noise (Tramer et al. 2020, https://arxiv.org/abs/2002.08347). And a vote, which has no gradient, is
+attacked through the mean. Points are judged by whoever is asked for a verdict, not by this view.
 """
 
 from collections.abc import Mapping
