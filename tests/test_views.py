@@ -1,106 +1,147 @@
-"""The soft-smoothed view: an expectation known by quadrature, and a plain function of an image."""
+"""Views of stochastic networks, against what is known of their draws."""
 
 from functools import partial
+from math import log, sqrt
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from scipy.stats import binom
+from stochastic_cases import SWITCHES, Coin, Relaxed, Scores, Weather
+from torch import Tensor, nn
 
-from advtrain.attacks.guard import modules_of
-from advtrain.attacks.pgd import pgd
-from advtrain.models.views import smoothed
-from advtrain.threat import L2
+from advtrain import averaged
+from advtrain.averaged import passes, rewrapped, single
+from advtrain.functional import cross_entropy
+from advtrain.models import views
+from advtrain.models.views import Unfit, at_temperature, identity, majority, mean_of, noise_free
+
+N = 4000
+X = torch.rand(N, 4)
+VIEWS = (mean_of, majority)
 
 
-class Steps(nn.Module):
-    """Two logits, 0 and `slope` times the first pixel; keeps the sizes of its batches."""
+@pytest.fixture(autouse=True)
+def _seeded(monkeypatch):
+    monkeypatch.setattr(views, "_switches", lambda: SWITCHES)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
-    def __init__(self, slope=8.0):
+
+def first(logits: Tensor) -> float:
+    return float((logits.argmax(1) == 0).float().mean())
+
+
+class Called(nn.Module):
+    """Counts the batches and rows that go through."""
+
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.slope, self.sizes = slope, []
+        self.inner, self.sizes = inner, []
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         self.sizes.append(len(x))
-        score = self.slope * x.flatten(1)[:, :1]
-        return torch.cat([torch.zeros_like(score), score], 1)
+        return self.inner(x)
 
 
-def images(count=5):
-    return torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("p", [0.4, 0.7])
+def test_of_draws_that_are_as_sure_the_majority_wins(view, p):
+    share, expected = first(view(Coin(p), draws=11)(X)), binom.sf(5, 11, p)
+    assert share == pytest.approx(expected, abs=4 * sqrt(expected * (1 - expected) / N))
+    assert first(Coin(p)(X)) == pytest.approx(p, abs=4 * sqrt(p * (1 - p) / N))
 
 
-def test_probabilities_are_the_expectation_over_gaussian_noise():
-    x = torch.tensor([[-0.3], [0.0], [0.1], [0.6]])
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    at = x.numpy() + 0.25 * nodes
-    expected = (weights / weights.sum() / (1 + np.exp(-8 * at))).sum(1)
-    found = smoothed(Steps(), sigma=0.25, draws=100_000, seed=1)(x).exp()
-    assert torch.allclose(found.sum(1), torch.ones(4), atol=1e-5)
-    assert found[:, 1].numpy() == pytest.approx(expected, abs=0.005)
+def test_one_draw_is_the_network_itself():
+    coin = Coin(0.5)
+    assert all(view(coin) is coin for view in (identity, *(partial(v, draws=1) for v in VIEWS)))
+    assert single(mean_of(coin, draws=3)) is coin and single(coin) is coin
 
 
-def test_it_is_the_mean_of_the_probabilities_of_the_noisy_images():
-    seen = []
-
-    def model(noisy):
-        seen.append(noisy)
-        return Steps()(noisy)
-
-    x = images()
-    found = smoothed(model, sigma=0.5, draws=7, seed=3)(x)
-    noise = seen[0].unflatten(0, (7, 5)) - x
-    assert torch.allclose(noise, noise[:, :1].expand_as(noise), atol=1e-6)  # shared by all images
-    mean = torch.stack([Steps()(x + each).softmax(1) for each in noise]).mean(0)
-    assert torch.allclose(found, mean.log(), atol=1e-6)
+@pytest.mark.parametrize("view", VIEWS)
+def test_fewer_draws_than_one_are_refused(view):
+    with pytest.raises(ValueError, match="draws is 0"):
+        view(Coin(0.5), draws=0)
 
 
-def test_with_a_seed_an_image_has_the_same_logits_alone_and_again():
-    view, x = smoothed(Steps(), sigma=0.5, draws=7, seed=3), images()
-    before = torch.get_rng_state()
-    assert torch.equal(view(x), view(x))
-    assert torch.allclose(view(x)[2:3], view(x[2:3]), atol=1e-6)
-    assert torch.equal(torch.get_rng_state(), before)
-    other = smoothed(Steps(), sigma=0.5, draws=7, seed=4)(x)
-    assert not torch.allclose(view(x), other, atol=1e-3)
+def test_cross_entropy_of_the_mean_is_minus_the_log_of_the_mean_probability():
+    network, y = nn.Sequential(nn.Linear(4, 3), Relaxed()), torch.randint(3, (N,))
+    torch.manual_seed(1)
+    found = cross_entropy(mean_of(network, draws=4)(X[:100]), y[:100])
+    torch.manual_seed(1)
+    draws = network(X[:100].repeat(4, 1)).softmax(1).view(4, 100, 3)
+    expected = -draws.mean(0).gather(1, y[:100].unsqueeze(1)).squeeze(1).log()
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_without_a_seed_noise_is_fresh_for_each_image_and_from_the_global_state():
-    view, x = smoothed(Steps(), sigma=0.5, draws=7, seed=None), images(1).expand(2, 1, 4, 4)
-    torch.manual_seed(0)
-    first, second = view(x), view(x)
-    assert not torch.allclose(first, second, atol=1e-3)
-    assert not torch.allclose(first[0], first[1], atol=1e-3)
-    torch.manual_seed(0)
-    assert torch.equal(view(x), first)
+def test_votes_are_counted_and_ties_go_to_the_mean_probability():
+    turns = iter(torch.tensor([[[2.0, 0, 0]], [[2.0, 0, 0]], [[0, 9.0, 0]], [[0, 9.0, 0]]]))
+    given = majority(Fixed(turns), draws=4)(X[:1]).exp()
+    assert given.argmax() == 1 and given.sum() == pytest.approx(1)
+    assert given[0, 2] < 0.5 / 4 < given[0, 0]
 
 
-def test_all_draws_of_all_images_are_one_forward_pass():
-    model = Steps()
-    smoothed(model, sigma=0.5, draws=7, seed=3)(images())
-    assert model.sizes == [35]
+class Fixed(nn.Module):
+    def __init__(self, turns) -> None:
+        super().__init__()
+        self.turns = turns
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(self.turns)
 
 
-def test_gradients_are_those_of_the_mean():
-    view = smoothed(Steps(), sigma=0.5, draws=7, seed=3)
-    x = images(2).double().requires_grad_()
-    assert torch.autograd.gradcheck(view, x)
+@pytest.mark.parametrize("view", VIEWS)
+def test_logits_that_are_not_finite_name_no_class(view):
+    turns = iter([torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 0.0]])])
+    assert not torch.isfinite(view(Fixed(turns), draws=2)(X[:1])).all()
 
 
-def test_attacks_find_the_network_behind_it_and_leave_it_as_it_was(untouched):
-    model = untouched(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3)).train())
-    view = smoothed(model, sigma=0.25, draws=4, seed=0)
-    assert list(modules_of(view)) == [model]
-    x, y = images(), torch.tensor([0, 1, 2, 0, 1])
-    attack = partial(pgd, threat=L2(0.5), steps=3, step_size=0.2)
-    generators = (torch.Generator().manual_seed(5) for _ in range(2))
-    first, second = (attack(view, x, y, generator=each) for each in generators)
-    assert torch.equal(first, second) and not torch.equal(first, x)
+def test_draws_go_side_by_side_where_rows_have_their_own_and_one_by_one_elsewhere(monkeypatch):
+    monkeypatch.setattr(averaged, "AT_ONCE", 30)
+    coin, weather = Called(Coin(0.5)), Called(Weather())
+    mean_of(coin, draws=7)(X[:10])
+    mean_of(weather, draws=3)(X[:10])
+    assert coin.sizes == [30, 30, 10] and weather.sizes == [10, 10, 10]
 
 
-@pytest.mark.parametrize(
-    ("given", "message"), [({"sigma": 0.0}, "sigma is 0"), ({"draws": 0}, "draws is 0")]
-)
-def test_no_noise_and_no_draws_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        smoothed(Steps(), **({"sigma": 0.5, "draws": 7, "seed": 0} | given))
+def test_noise_that_a_batch_shares_is_averaged_too():
+    spread = torch.stack([mean_of(Weather(), draws=50)(X[:2]).softmax(1) for _ in range(20)]).std(0)
+    one = torch.stack([Weather()(X[:2]).softmax(1) for _ in range(200)]).std(0)
+    assert float(spread.mean()) < 0.3 * float(one.mean())
+
+
+def test_a_vote_says_that_it_has_no_gradient():
+    vote, leaf = majority(Coin(0.5), draws=3), X[:2].clone().requires_grad_()
+    with pytest.raises(ValueError, match="votes, which have no gradient"):
+        vote(leaf)
+
+
+def test_temperature_and_noise_are_changed_inside_of_a_pass_and_nowhere_else():
+    network = Scores().eval()
+    x, relaxed = torch.rand(5, 1, 8, 8), network[2]
+    quiet = noise_free(network)(x)
+    assert torch.equal(quiet, 10 * network[1](x.flatten(1)).softmax(1))
+    hot = at_temperature(network, tau=1e6)(x)
+    assert torch.allclose(hot, torch.ones(5, 10), atol=1e-3)
+    assert relaxed.tau is None and not relaxed.quiet
+
+
+@pytest.mark.parametrize("view", [noise_free, partial(at_temperature, tau=0.67)])
+def test_a_network_without_draws_has_no_temperature(view):
+    with pytest.raises(Unfit, match="no layer of the network says that it is stochastic"):
+        view(nn.Linear(2, 2))
+
+
+def test_views_follow_the_mode_of_the_network_and_count_its_passes():
+    network = Scores().eval()
+    both = mean_of(at_temperature(mean_of(network, draws=3), tau=1.0), draws=2)
+    assert not any(part.training for part in both.modules())
+    assert passes(both) == 6 and passes(network) == passes(lambda x: x) == 1
+
+
+def test_a_view_goes_round_another_network():
+    other = Coin(1.0)
+    moved = rewrapped(mean_of(Coin(0.0), draws=5), other)
+    assert single(moved) is other and passes(moved) == 5
+    assert torch.allclose(moved(X[:3]), mean_of(other, draws=5)(X[:3]))
+    assert float(moved(X[:3]).logsumexp(1).abs().max()) < 1e-5 < log(2)

@@ -2,18 +2,18 @@
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advtrain import status
+from advtrain import findings, status
+from advtrain.averaged import rewrapped, single
 from advtrain.certification.soundness import unsound
-from advtrain.config import ConfigError
 from advtrain.data.split import Split
 from advtrain.digests import as_bytes, digest, fingerprint
 from advtrain.evaluation import (
@@ -23,11 +23,11 @@ from advtrain.evaluation import (
     Subject,
     evaluate,
     row_name,
-    rows,
 )
 from advtrain.files import write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
+from advtrain.planning import fitted, named, refuse_names, scenes, viewed
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
@@ -39,8 +39,6 @@ from advtrain.run_guarantees import ABSENT, guarantees, require_provable
 from advtrain.run_pictures import keep_pictures
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
-from advtrain.trust import contradictions
-from advtrain.types import Attack, Combination
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,8 @@ def evaluate_model(
     checkpoint: str,
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    """Run every row of `eval`, then what it proves; results.json is rewritten after each.
+    """Run every row of `eval` under each of its views, then what it proves, which is of the network
+    under the first view; results.json is rewritten after each.
 
     With resume=false nothing that was found in the directory before is used. Returns the content
     of results.json. EvaluationFailed: the network, the log or a row, in which case tables and
@@ -79,44 +78,58 @@ def evaluate_model(
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
-    shown = probed(model, setting, size)
-    if plan.certify is not None:
-        shown += doubted(model, setting, {warning["check"] for warning in shown})
-    seen = fingerprint(
-        digest(model), known_as(model, setting, size), setting.config["model"], examined
-    )
+    plan = replace(plan, views=named(plan.views))
     with told():
-        planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
+        views = viewed(model, plan.views)
+    first, *others = _distinct(views)
+    shown = probed(first, setting, size)
+    if plan.certify is not None:
+        shown += doubted(first, setting, {warning["check"] for warning in shown})
+    shown += [warning for each in others for warning in probed(each, setting, size)]
+    stochastic = any(warning["check"] == "stochastic" for warning in shown)
+    with told():
+        plan, views, spared = fitted(plan, views, stochastic)
+    for warning in spared:
+        logger.warning("%s: %s", warning["check"], warning["message"])
+    seen = fingerprint(
+        digest(model), known_as(first, setting, size), setting.config["model"], examined
+    )
+    looks = plan.draws if stochastic else 0
+    with told():
+        planned = scenes(plan, views, setting, seen, looks)
     with told("exact: "):
-        require_provable(model, setting, plan)
-    subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
+        require_provable(first, setting, plan)
+    naive = row_name(plan.naive, plan.attacks[plan.naive]) if plan.naive else None
+    fast: dict[int, nn.Module] = {}  # of the networks under the views, some of which share one
     alarms = [
         {"check": "training", "row": "model", "message": message}
         for message in facts.get("alarms", ())
     ]
+    told_before = [*alarms, *shown, *spared]
     found: list[Outcome] = []
     proven = dict(ABSENT)
 
     def write() -> dict[str, Any]:
         records = [row_record(outcome) for outcome in found]
+        said = findings.warnings(
+            found, classes=len(setting.data.classes), stochastic=stochastic, naive=naive
+        )
         certified, predicted = proven["certified"] or {}, proven["predict_study"]
-        entries = [*records, *filter(None, (certified, certified.get("soundness"), predicted))]
+        parts = [*records, *filter(None, (certified, certified.get("soundness"), predicted))]
         content = document(
             described,
             records,
             worst_case=worst_case(found),
             **proven,
-            warnings=[
-                *unsound(proven["certified"]),
-                *(*alarms, *shown, *contradictions(records, len(setting.data.classes))),
-            ],
+            warnings=[*unsound(proven["certified"]), *told_before, *said],
             environment=environment(setting),
-            seconds=round(sum(entry["seconds"] for entry in entries), 3),
+            seconds=round(sum(part["seconds"] for part in parts), 3),
+            **findings.entries(found, naive=naive),
         )
         write_json(setting.directory / "results.json", content)
         return content
 
-    def judge_row(row: Row, clean: Sequence[bool]) -> Outcome:
+    def judge_row(subject: Subject, row: Row, clean: Sequence[bool]) -> Outcome:
         known = len(log.lines)
         with Progress(size * max(len(row.members), 1), row.name, "img") as bar:
             with told(f"row {row.name}: "):
@@ -131,6 +144,7 @@ def evaluate_model(
                     stop=stop,
                     watch=bar.advance,
                     show=keep_pictures(setting, subject, row),
+                    looks=looks,
                 )
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
@@ -139,11 +153,16 @@ def evaluate_model(
         return outcome
 
     try:
-        clean = judge_row(planned[0], [True] * size).standing
-        for row in planned[1:]:
-            judge_row(row, clean)
+        for scene in planned:
+            inside = single(scene.judged)
+            if id(inside) not in fast:
+                fast[id(inside)] = swift(inside, examples.batch(slice(0, min(size, PROBES)))[0])
+            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]))
+            clean = judge_row(subject, scene.rows[0], [True] * size).standing
+            for row in scene.rows[1:]:
+                judge_row(subject, row, clean)
         with told():
-            for found_out in guarantees(model, setting, plan, seen, stop):
+            for found_out in guarantees(first, setting, plan, seen, stop):
                 proven |= found_out
                 write()
         for refuted in unsound(proven["certified"]):
@@ -155,6 +174,11 @@ def evaluate_model(
             write_run(setting.directory)
         raise
     return write()
+
+
+def _distinct(views: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The networks under the views, each once: several views average draws of the same one."""
+    return list({id(single(view)): single(view) for view in views.values()}.values())
 
 
 @contextmanager
@@ -196,39 +220,6 @@ def known_as(model: nn.Module, setting: Setting, size: int) -> str:
 
     with crafting(model, "eval"), full_precision(model), told():
         return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
-
-
-def refuse_names(attacks: Mapping[str, Attack | Combination]) -> None:
-    """Raise ConfigError where two rows of an evaluation would have one name."""
-    if "clean" in attacks:
-        raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
-    named = Counter(row_name(name, attack) for name, attack in attacks.items())
-    for name, attack in attacks.items():
-        shown = row_name(name, attack)
-        if name != shown and named[shown] > 1:
-            raise ConfigError(
-                f"eval.attacks.{name} is refused: its row is named {shown} for its threat, as that "
-                f"of eval.attacks.{shown} is. Give one of them another name, or leave it out."
-            )
-
-
-def row_keys(setting: Setting, seen: str, plan: Evaluation) -> dict[str, str]:
-    """The fingerprint of each row: all that its verdicts depend on.
-
-    `seen`: that of the network, with what it answers, and of the examples. Networks that an attack
-    brings count by their weights.
-    """
-    config = setting.config
-    common = (seen, config["seed"], config["precision"], plan.batch_size)
-    return {"clean": fingerprint(*common)} | {
-        name: fingerprint(*common, name, node, *_sources(plan.attacks[name]))
-        for name, node in config["eval"]["attacks"].items()
-    }
-
-
-def _sources(attack: Attack | Combination) -> list[str]:
-    settings = getattr(attack, "keywords", {}).values()
-    return [digest(value) for value in settings if isinstance(value, nn.Module)]
 
 
 def digest_of(examples: Split, size: int) -> str:
@@ -288,7 +279,12 @@ def environment(setting: Setting) -> dict[str, Any]:
 
 def _line(record: Mapping[str, Any]) -> str:
     low, high = record["ci95"]
+    draws = record.get("draws")
+    view = "" if record["view"] == "identity" else f"  {record['view']}"
+    sd = f" ± {100 * draws['sd']:.2f}" if draws and draws["sd"] is not None else ""
+    single = f"  one draw {100 * draws['mean']:.2f}{sd} %" if draws else ""
     return (
         f"{record['name']:<12} {100 * record['accuracy']:6.2f} %  "
         f"[{100 * low:.2f}, {100 * high:.2f}]  n {record['n']}  {record['seconds']:.1f} s"
+        f"{view}{single}"
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from advtrain.evaluation import Row, Show, Subject
 from advtrain.files import write_atomic
 from advtrain.modes import crafting
-from advtrain.results import attack_name
+from advtrain.results import arguments, attack_name, unwrapped
 from advtrain.runs import Setting
 
 PICTURES = 8  # adversarial examples kept for the report
@@ -19,7 +19,8 @@ def keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
     """
     path = setting.directory / "examples.npz"
     norm = setting.build("threat").norm
-    fit = row.settings.get("steps") is not None or attack_name(row.attack) == "exact"
+    attack, _ = unwrapped(row.attack)
+    fit = arguments(attack).get("steps") is not None or attack_name(attack) == "exact"
     if row.threat is None or row.threat.norm != norm or not fit:
         return None
 

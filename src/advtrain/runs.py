@@ -1,7 +1,7 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from advtrain.data.split import Data
 from advtrain.models import layouts
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
+from advtrain.models.views import identity
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, NonNegative, Positive, Probability, Unit
@@ -36,6 +37,7 @@ from advtrain.types import (
     Schedule,
     Threat,
     TrainingAttack,
+    View,
 )
 from advtrain.watchdog import Watchdog
 
@@ -111,8 +113,12 @@ class Certification:
 class Evaluation:
     """The rows of an evaluation on the first `size` test examples (null: all).
 
-    Its certificates and its PREDICT study are of no more than those, and of no more than sizes of
-    their own. `exact`: of a linear model, by norm, the radii at which to count exact certificates.
+    Each row runs under each of the `views`, by which the network is judged. Of a stochastic network
+    so many single `draws` are asked about the proposals of each row besides; `naive` is the row
+    whose single draws are the published kind of figure, to be held against the worst case.
+    Certificates and the PREDICT study are of the first view, of no more than those examples, and of
+    no more than sizes of their own. `exact`: of a linear model, by norm, the radii at which to
+    count exact certificates.
     """
 
     attacks: Mapping[str, Attack | Combination]
@@ -121,8 +127,21 @@ class Evaluation:
     batch_size: Count
     predict: PredictStudy | None = None
     exact: Mapping[str, list[NonNegative]] | None = None
+    views: Mapping[str, View] = field(default_factory=lambda: {"identity": identity})
+    draws: Count = 10
+    naive: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.views:
+            raise ValueError(
+                "views is empty, so that no network is judged. Give one, such as identity: "
+                "{_target_: advtrain.models.views.identity, _partial_: true}."
+            )
+        if self.naive is not None and self.naive not in self.attacks:
+            raise ValueError(
+                f"naive={self.naive} is no row; allowed are {', '.join(self.attacks) or 'none'} "
+                "of `attacks`, or null to compare nothing."
+            )
         if self.exact is not None:
             require_norms(self.exact)
         for name in ("certify", "predict"):

@@ -149,9 +149,9 @@ class WandbTracker:
             wide = [[row.get(c) for c in COLUMNS] for row in accuracy_rows(results)]
             long = [[row.get(c) for c in ROW_COLUMNS] for row in _flat_rows(results)]
             summary = {
-                f"test/{row['name']}/acc": row["accuracy"]
+                f"test/{row['name']}{_at(row)}/acc": row["accuracy"]
                 for row in _flat_rows(results)
-                if row.get("view", "identity") == "identity" and "accuracy" in row
+                if "accuracy" in row
             }
             self.run.log(
                 {
@@ -215,9 +215,17 @@ def accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     views: dict[str, dict[str, Any]] = {}
     for row in _flat_rows(results):
         view = str(row.get("view", "identity"))
-        line = views.setdefault(view, {**shared, "view": view, "n": row.get("n")})
+        worst = (results.get("worst_case_by_view") or {}).get(view, {})
+        here = {f"worst_{norm}": value for norm, value in worst.items()}
+        line = views.setdefault(view, {**shared, **here, "view": view, "n": row.get("n")})
         line[str(row["name"])] = row.get("accuracy")
     return list(views.values()) or [shared]
+
+
+def _at(row: Mapping[str, Any]) -> str:
+    """Words for the view of a row, where it is another than the network itself."""
+    view = row.get("view", "identity")
+    return "" if view == "identity" else f"@{view}"
 
 
 def _flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -18,6 +18,9 @@ Classifier = Callable[[Tensor], Tensor]
 Logs = dict[str, Tensor]
 """Detached scalars that a loss reports; read by the tracker, never in the step."""
 
+View = Callable[[nn.Module], nn.Module]
+"""A network to a plain classifier of images with that network inside."""
+
 Gain = Callable[[Tensor], Tensor]
 """Perturbed images to the quantity that an attack ascends, one per example, shape (B,)."""
 

@@ -1,18 +1,71 @@
-"""Views: what another classifier is made of a network, to be attacked or judged in its place.
+"""Views: a network seen as a plain classifier of images, `(network, *, configuration) -> network`.
 
-A view is a function `(model, *, configuration) -> Classifier`: images in, logits out, gradients
-through. What it returns keeps the network under the name `model`, so that whoever cares for modes
-and precision finds it.
+Rows of an evaluation are judged under a view, and attacks may craft through another one (see
+`attacks.through`). Of stochastic networks: the mean over draws and the majority of them, the
+network at another temperature of its relaxed samples, and without noise. Of any network: the mean
+over noisy copies of an image. The network inside is found as a module, so modes, weights and
+precision reach it.
 """
 
-from dataclasses import dataclass
 from math import log
+from typing import Any, Literal
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from advtrain.averaged import Averaged, is_stochastic
+from advtrain.models import lwta
 from advtrain.ranges import Count, Natural, Positive, Range, require
 from advtrain.types import Classifier
+
+
+class Unfit(ValueError):
+    """The network cannot be seen in this way; the message says why."""
+
+
+def identity(network: nn.Module) -> nn.Module:
+    """The network as it is; of a stochastic one a single draw."""
+    return network
+
+
+def mean_of(network: nn.Module, *, draws: Count) -> nn.Module:
+    """Log of the mean of softmax over `draws` fresh passes; the network itself for one.
+
+    Cross-entropy of that is -log mean_k p_y: every gradient attack on it averages over draws
+    (Athalye et al. 2018, https://arxiv.org/abs/1707.07397), at `draws` times its passes.
+    RangeError: draws below 1.
+    """
+    require("draws", draws, Range(1))
+    return network if draws == 1 else Mean(network, draws)
+
+
+def majority(network: nn.Module, *, draws: Count) -> nn.Module:
+    """Log of the shares of votes of `draws` fresh passes; among classes of as many votes the mean
+    probability decides. The network itself for one draw.
+
+    Votes have no gradient: to attack it, craft through `mean_of`. RangeError: draws below 1.
+    """
+    require("draws", draws, Range(1))
+    return network if draws == 1 else Majority(network, draws)
+
+
+def at_temperature(network: nn.Module, *, tau: Positive | Literal["train", "test"]) -> nn.Module:
+    """The network with its relaxed samples at temperature `tau`, a single draw; `train` and `test`
+    are each layer's own.
+
+    Unfit: no layer draws. RangeError: tau not positive.
+    """
+    if not isinstance(tau, str):
+        require("tau", tau, Range(0, open_low=True))
+    return AtTemperature(_drawing(network, "temperature"), tau)
+
+
+def noise_free(network: nn.Module) -> nn.Module:
+    """The network with the expected value of each draw in its place: deterministic.
+
+    Unfit: no layer draws.
+    """
+    return NoiseFree(_drawing(network, "noise"))
 
 
 def smoothed(
@@ -34,16 +87,73 @@ def smoothed(
     return SoftSmoothed(model, sigma, draws, seed)
 
 
-@dataclass(frozen=True)
-class SoftSmoothed:
+class Mean(Averaged):
+    """Log of the mean probabilities of the draws, (B, K)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answers(x).logsumexp(0) - log(self.draws)
+
+
+class Majority(Averaged):
+    """Log of the shares of votes, (B, K), in which the mean probability counts for half a vote."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"majority(draws={self.draws}) counts votes, which have no gradient. Craft through "
+                "the mean over draws: _target_: advtrain.attacks.through.through with "
+                "view: advtrain.models.views.mean_of."
+            )
+        answers = self.answers(x).detach()
+        first = answers.argmax(-1, keepdim=True)
+        votes = torch.zeros_like(answers).scatter_(-1, first, 1.0).sum(0)
+        score = votes + answers.exp().mean(0) / 2  # less than a vote: it decides ties alone
+        shares = score / (self.draws + 0.5)
+        return (
+            shares.clamp_min(torch.finfo(shares.dtype).tiny)
+            .log()
+            .where(torch.isfinite(answers).all(0), torch.nan)
+        )
+
+
+class AtTemperature(nn.Module):
+    """`network` with relaxed samples at the temperature `tau`."""
+
+    def __init__(self, network: nn.Module, tau: float | str) -> None:
+        super().__init__()
+        self.network = network
+        self.tau = tau
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _switches().temperature(self.network, self.tau):
+            logits: Tensor = self.network(x)
+        return logits
+
+
+class NoiseFree(nn.Module):
+    """`network` without its noise."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _switches().noise_free(self.network):
+            logits: Tensor = self.network(x)
+        return logits
+
+
+class SoftSmoothed(nn.Module):
     """See `smoothed`. A call makes one forward pass of draws x B images, (draws, B) flattened."""
 
-    model: Classifier
-    sigma: float
-    draws: int
-    seed: int | None
+    def __init__(self, model: Classifier, sigma: float, draws: int, seed: int | None) -> None:
+        super().__init__()
+        self.model, self.sigma, self.draws, self.seed = model, sigma, draws, seed
+        self.training = getattr(model, "training", False)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K): logarithms of probabilities that sum to 1."""
         noisy = x + self.sigma * self._noise(x)
         logits = self.model(noisy.flatten(0, 1))
@@ -58,3 +168,17 @@ class SoftSmoothed:
         generator = Generator(x.device).manual_seed(self.seed)
         shape = (self.draws, 1, *x.shape[1:])
         return torch.randn(shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def _drawing(network: nn.Module, what: str) -> nn.Module:
+    if not is_stochastic(network):
+        raise Unfit(
+            f"no layer of the network says that it is stochastic, so there is no {what} to change. "
+            "Views at_temperature and noise_free are for layers as those of models.lwta."
+        )
+    return network
+
+
+def _switches() -> Any:
+    """The contexts `temperature(model, tau)` and `noise_free(model)` of stochastic layers."""
+    return lwta

@@ -207,7 +207,7 @@ def _render(name: str, **values: Any) -> str:
         "percent": wording.percent,
         "count": wording.count,
         "duration": wording.duration,
-        "settings": wording.settings,
+        "settings": wording.described,
         "plain": _plain,
         "title": title,
         "row_notes": row_notes,

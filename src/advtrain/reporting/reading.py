@@ -12,7 +12,7 @@ from typing import Any
 
 from advtrain.reporting import values
 from advtrain.reporting.reading_proofs import certified, exact, study
-from advtrain.reporting.records import Note, Row, Run, Stage
+from advtrain.reporting.records import Draws, Note, Row, Run, Stage
 
 SCHEMA = 1
 MAX_BYTES = {"results.json": 32 << 20, "status.json": 8 << 20, "metrics.jsonl": 64 << 20}
@@ -93,6 +93,10 @@ def read_run(directory: Path) -> Run:
         certified=certified(results.get("certified")),
         study=study(results.get("predict_study")),
         exact=exact(results.get("exact")),
+        worst_by_view={
+            view: values.fractions(worst)
+            for view, worst in values.mapping(results.get("worst_case_by_view")).items()
+        },
         notes=tuple(notes),
         published={
             k: float(v)
@@ -192,6 +196,8 @@ def _rows(value: Any) -> tuple[tuple[Row, ...], int]:
                 selected_on=values.text(row.get("selected_on")),
                 stages=_stages(row.get("stages")),
                 standing=_standing(row.get("robust"), accuracy),
+                through=values.text(row.get("through")),
+                draws=_draws(values.mapping(row.get("draws"))),
             )
         )
     return tuple(rows), broken + max(0, len(values.items(value)) - MAX_ROWS)
@@ -214,6 +220,11 @@ def _stages(value: Any) -> tuple[Stage, ...]:
                 )
             )
     return tuple(stages)
+
+
+def _draws(value: Mapping[str, Any]) -> Draws | None:
+    n, mean = values.integer(value.get("n")), values.fraction(value.get("mean"))
+    return None if n is None or mean is None else Draws(n, mean, values.number(value.get("sd")))
 
 
 def _standing(value: Any, accuracy: float) -> str:

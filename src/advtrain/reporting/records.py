@@ -18,12 +18,22 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Draws:
+    """Accuracies of `n` single draws of a stochastic network: their mean and standard deviation."""
+
+    n: int
+    mean: float
+    sd: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One accuracy, a fraction of `n` examples.
 
     `standing` has one character per example, 1 where it is right without and with the attack;
     empty where the file does not say so, or contradicts the accuracy. `configuration` is a name for
-    all arguments of the attack: equal names, equal attacks.
+    all arguments of the attack: equal names, equal attacks. `through`: the view whose gradients it
+    follows, if another than `view`. `draws`: what single draws say of the same proposals.
     """
 
     name: str
@@ -51,6 +61,8 @@ class Row:
     selected_on: str = ""
     stages: tuple[Stage, ...] = ()
     standing: str = ""
+    through: str = ""
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +189,7 @@ class Run:
     train_acc: float | None = None
     rows: tuple[Row, ...] = ()
     worst_case: dict[str, float] = field(default_factory=dict)
+    worst_by_view: dict[str, dict[str, float]] = field(default_factory=dict)
     certified: Certified | None = None
     study: Study | None = None
     exact: tuple[Exact, ...] = ()

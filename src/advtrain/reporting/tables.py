@@ -10,7 +10,7 @@ from statistics import fmean, stdev
 from advtrain.reporting.folding import fold, labels
 from advtrain.reporting.notes import WHOLE, Footnote, Footnotes, general_notes, row_notes
 from advtrain.reporting.records import Row, Run
-from advtrain.reporting.wording import radii, settings
+from advtrain.reporting.wording import described, radii, settings
 
 EVERY_VIEW = "all views"
 TRAIN = "train_acc"
@@ -179,7 +179,9 @@ def _lines(group: Sequence[Run], label: str) -> list[Line]:
 
 def _measured(run: Run, view: str) -> dict[str, Cell]:
     rows = [row for row in run.rows if row.view == view]
-    return {row.name: Cell(row.accuracy, row.n, row.low, row.high) for row in rows}
+    cells = {row.name: Cell(row.accuracy, row.n, row.low, row.high) for row in rows}
+    worst = run.worst_by_view.get(view, {})
+    return cells | {f"worst_{norm}": Cell(value) for norm, value in worst.items()}
 
 
 def _shared(run: Run) -> dict[str, Cell]:
@@ -243,7 +245,7 @@ def _columns(runs: Iterable[Run]) -> list[str]:
 
 def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:
     measured: list[Row] = [row for run in runs for row in run.rows if row.name == key]
-    details = {settings(row) for row in measured}
+    details = {(described if len(runs) == 1 else settings)(row) for row in measured}
     detail = details.pop() if len(details) == 1 else ""
     if key.startswith("worst_"):
         norm = key.removeprefix("worst_")

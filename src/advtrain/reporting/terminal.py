@@ -17,7 +17,7 @@ from advtrain.reporting.records import Row, Run
 from advtrain.reporting.report import Report
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.tables import Column, Line, Table, title
-from advtrain.reporting.wording import DASH, count, duration, percent, radii, settings
+from advtrain.reporting.wording import DASH, count, described, duration, percent, radii
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,7 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         interval = DASH if row.low is None else f"{percent(row.low)} to {percent(row.high)}"
         passes = (row.forward_passes or 0) + (row.backward_passes or 0)
         noted = bool(row_notes(run, row))
-        cells = [row.name, *([row.view] if several else []), *([settings(row)] if wide else [])]
+        cells = [row.name, *([row.view] if several else []), *([described(row)] if wide else [])]
         cells += [MARK * noted + percent(row.accuracy), interval]
         cells += [DASH if row.n is None else str(row.n)]
         cells += [count(passes or None), duration(row.seconds)] if wide else []

@@ -66,7 +66,18 @@ def settings(row: Row) -> str:
         parts.append(f"{row.queries} queries")
     if row.version:
         parts.append(row.version)
+    if row.through:
+        parts.append(f"through {row.through}")
     return ", ".join(parts)
+
+
+def described(row: Row) -> str:
+    """`settings`, and what single draws of a stochastic network say at the same points."""
+    if row.draws is None:
+        return settings(row)
+    sd = "" if row.draws.sd is None else f" ± {percent(row.draws.sd, 1)}"
+    told = f"one draw {percent(row.draws.mean, 1)}{sd} ({row.draws.n} draws)"
+    return "; ".join(filter(None, [settings(row), told]))
 
 
 def stages(run: Run, row: Row) -> str:
