@@ -10,7 +10,7 @@ import advtrain
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
-    " norms rows memory draws inference strided parts freezing operators affine",
+    " norms rows memory draws inference strided parts freezing operators affine conditions",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking progress"

@@ -21,6 +21,7 @@ from advtrain import signatures
 from advtrain.signatures import Kind, Signature
 
 PROGRAM = "advtrain.runs.Program"  # the fields of the root
+VIEW = "advtrain.models.views.at"
 MARKS = ("_target_", "_partial_")
 SUPPLIED = ("setting",)
 """Data that a target anywhere in the configuration is given, if it has a parameter of that name."""
@@ -48,11 +49,14 @@ def conf_dir() -> Path:
 def register_resolvers() -> None:
     """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size.
 
-    `${times:A,B}`: the product. `${pick:NAME,{A:1,B:2},C}`: what stands under NAME, else C.
+    `${times:A,B}`, `${plus:A,B}`: product and sum. `${pick:NAME,{A:1,B:2},C}`: what stands under NAME, else C.
+    `${lambdas:[0,0.2,1]}`: views of a conditional network, `lambda=0` and so on.
     """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
     OmegaConf.register_new_resolver("step", _step, replace=True)
     OmegaConf.register_new_resolver("times", _times, replace=True)
+    OmegaConf.register_new_resolver("plus", _plus, replace=True)
+    OmegaConf.register_new_resolver("lambdas", _lambdas, replace=True)
     OmegaConf.register_new_resolver("pick", _pick, replace=True)
 
 
@@ -83,6 +87,23 @@ def _times(factor: Any, value: Any) -> Any:
     """The product; what is no number as it is, for the check to refuse."""
     numbers = number(factor), number(value)
     return value if None in numbers else numbers[0] * numbers[1]  # type: ignore[operator]
+
+
+def _plus(value: Any, other: Any) -> Any:
+    """The sum; what is no number as it is, for the check to refuse."""
+    numbers = number(value), number(other)
+    return value if None in numbers else numbers[0] + numbers[1]  # type: ignore[operator]
+
+
+def _lambdas(values: Any) -> DictConfig:
+    """Views by name; `views.at` refuses what is no lambda."""
+    listed = values if isinstance(values, list | ListConfig) else [values]
+    return DictConfig(
+        {
+            f"lambda={value}": {"_target_": VIEW, "_partial_": True, "lam": value}
+            for value in listed
+        }
+    )
 
 
 def number(value: Any) -> float | None:

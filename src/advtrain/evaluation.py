@@ -65,6 +65,7 @@ class Row:
     key: str
     attack: Attack | Combination | None
     members: Mapping[str, Attack]
+    view: str = "identity"
 
     @property
     def plain(self) -> Attack | None:
@@ -244,16 +245,19 @@ def _bits(mask: Tensor) -> str:
 
 
 def rows(
-    attacks: Mapping[str, Attack | Combination], keys: Mapping[str, str], classes: int
+    attacks: Mapping[str, Attack | Combination],
+    keys: Mapping[str, str],
+    classes: int,
+    view: str = "identity",
 ) -> Iterator[Row]:
     """`clean` first, then the attacks in their order; `keys` are the fingerprints.
 
     `classes`: of the model, on which the members of a combination may depend.
     """
-    yield Row("clean", keys["clean"], None, {})
+    yield Row("clean", keys["clean"], None, {}, view)
     for name, attack in attacks.items():
         members = attack.members(classes) if isinstance(attack, Combination) else {}
-        yield Row(row_name(name, attack), keys[name], attack, members)
+        yield Row(row_name(name, attack), keys[name], attack, members, view)
 
 
 def row_name(name: str, attack: Attack | Combination) -> str:

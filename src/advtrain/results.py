@@ -98,7 +98,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
     threat = row.threat
     return {
         "name": row.name,
-        "view": "identity",
+        "view": row.view,
         "norm": norm_of(threat) if threat else None,
         "eps": threat.eps if threat else None,
         **_configuration(row.attack, row.settings),

@@ -74,13 +74,18 @@ def evaluate_model(
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
-    shown = probed(model, setting, size)
-    seen = fingerprint(
-        digest(model), known_as(model, setting, size), setting.config["model"], examined
-    )
-    with told():
-        planned = list(rows(plan.attacks, row_keys(setting, seen, plan), len(setting.data.classes)))
-    subject = Subject(model, swift(model, examples.batch(slice(0, min(size, PROBES)))[0]))
+    subjects: dict[str, Subject] = {}
+    planned: list[Row] = []
+    shown: list[dict[str, str]] = []
+    for view, looked in seen_through(model, plan).items():
+        shown += probed(looked, setting, size)
+        known = known_as(looked, setting, size, view)
+        seen = fingerprint(digest(model), known, setting.config["model"], examined)
+        with told():
+            keys = row_keys(setting, seen, plan)
+            planned += rows(plan.attacks, keys, len(setting.data.classes), view)
+        probes = examples.batch(slice(0, min(size, PROBES)))[0]
+        subjects[view] = Subject(looked, swift(looked, probes))
     alarms = [
         {"check": "training", "row": "model", "message": message}
         for message in facts.get("alarms", ())
@@ -107,6 +112,7 @@ def evaluate_model(
         known = len(log.lines)
         with Progress(size * max(len(row.members), 1), row.name, "img") as bar:
             with told(f"row {row.name}: "):
+                subject = subjects[row.view]
                 outcome = evaluate(
                     subject,
                     examples,
@@ -126,9 +132,10 @@ def evaluate_model(
         return outcome
 
     try:
-        clean = judge_row(planned[0], [True] * size).standing
-        for row in planned[1:]:
-            judge_row(row, clean)
+        clean: Sequence[bool] = [True] * size
+        for row in planned:
+            outcome = judge_row(row, clean if row.attack else [True] * size)
+            clean = outcome.standing if row.attack is None else clean
     except EvaluationFailed as error:
         if found:
             write()
@@ -138,6 +145,12 @@ def evaluate_model(
     if plan.certify is not None:
         certified = certify(model, setting, plan.certify, seen, stop)
     return write()
+
+
+def seen_through(model: nn.Module, plan: Evaluation) -> dict[str, nn.Module]:
+    """The network under each view; as it is, where there are none."""
+    with told():
+        return {name: view(model) for name, view in plan.views.items()} or {"identity": model}
 
 
 @contextmanager
@@ -168,7 +181,7 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
     return found
 
 
-def known_as(model: nn.Module, setting: Setting, size: int) -> str:
+def known_as(model: nn.Module, setting: Setting, size: int, view: str = "identity") -> str:
     """A name for what the network answers, which its weights leave open; see `recognised`."""
     x, _ = setting.data.test.batch(slice(0, min(size, PROBED)))
     threat = setting.build("threat")
@@ -178,7 +191,8 @@ def known_as(model: nn.Module, setting: Setting, size: int) -> str:
             return portrait(model, x, threat)
 
     with crafting(model, "eval"), full_precision(model), told():
-        return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
+        file = PORTRAIT if view == "identity" else f"portrait-{view}.npy"
+        return recognised(drawn(), drawn(), setting.directory / file)
 
 
 def refuse_names(attacks: Mapping[str, Attack | Combination]) -> None:
@@ -297,7 +311,8 @@ def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
 
 def _line(record: Mapping[str, Any]) -> str:
     low, high = record["ci95"]
+    view = "" if record["view"] == "identity" else f"{record['view']:<12} "
     return (
-        f"{record['name']:<12} {100 * record['accuracy']:6.2f} %  "
+        f"{view}{record['name']:<12} {100 * record['accuracy']:6.2f} %  "
         f"[{100 * low:.2f}, {100 * high:.2f}]  n {record['n']}  {record['seconds']:.1f} s"
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from advtrain.training import (
     epochs,
     require_finite_weights,
 )
-from advtrain.types import Logs
+from advtrain.types import Logs, View
 from advtrain.watchdog import Watchdog
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
@@ -141,7 +142,7 @@ class Course:
             refresh(state.average.model)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
-            report |= validate(state.average.model, self.setting, validation)
+            report |= validate(state.average.model, self.setting, validation, state.defense.views)
         history.reports.append(report)
         if history.improves(report, state.defense.judged_by):
             self._save("best", scores=report)
@@ -214,12 +215,36 @@ def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Fre
     return state, freezing, beginning
 
 
-def validate(model: nn.Module, setting: Setting, validation: Validation) -> dict[str, float]:
-    """Clean and adversarial accuracy on the validation split; the same draws at every epoch."""
+def validate(
+    model: nn.Module, setting: Setting, validation: Validation, views: Mapping[str, View]
+) -> dict[str, float]:
+    """Clean and adversarial accuracy on the validation split; the same draws at every epoch.
+
+    Under several views the mean of them is `val_acc` and `val_adv_acc`, and each stands beside it:
+    `val_acc[lambda=0.2]`.
+    """
     split = setting.data.validation
     size = min(len(split), validation.size)
     if size == 0:
         return {}
+    if not views:
+        return accuracies(model, setting, validation, size)
+    seen = {
+        name: accuracies(view(model), setting, validation, size) for name, view in views.items()
+    }
+    metrics = next(iter(seen.values()))
+    means = {metric: fmean(found[metric] for found in seen.values()) for metric in metrics}
+    each = {
+        f"{metric}[{name}]": value for name, found in seen.items() for metric, value in found.items()
+    }
+    return means | each
+
+
+def accuracies(
+    model: nn.Module, setting: Setting, validation: Validation, size: int
+) -> dict[str, float]:
+    """Clean and adversarial accuracy on the first `size` validation images."""
+    split = setting.data.validation
     bits = {"val_acc": "", "val_adv_acc": ""}
     row = Row("validation", "validation", validation.attack, {})
     referee = partial(judge, Subject(model, model), threat=row.threat, key=row.key)

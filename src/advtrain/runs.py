@@ -1,7 +1,7 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from advtrain.types import (
     Schedule,
     Threat,
     TrainingAttack,
+    View,
 )
 from advtrain.watchdog import Watchdog
 
@@ -76,6 +77,7 @@ class Evaluation:
     certify: Certification | None
     size: Count | None
     batch_size: Count
+    views: Mapping[str, View] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.certify is not None and self.size is not None:

@@ -17,7 +17,7 @@ from advtrain import ranges
 
 ROLES = {
     *("Attack", "Average", "Combination", "Defense", "Descent", "Objective", "Penalty"),
-    *("Network", "Schedule", "Start", "Threat", "TrainingAttack"),
+    *("Network", "Schedule", "Start", "Threat", "TrainingAttack", "View"),
 }
 """Protocols of `types` and the like: what plays one of these roles is described by a node."""
 

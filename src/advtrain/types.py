@@ -17,6 +17,9 @@ Classifier = Callable[[Tensor], Tensor]
 Logs = dict[str, Tensor]
 """Detached scalars that a loss reports; read by the tracker, never in the step."""
 
+View = Callable[[nn.Module], nn.Module]
+"""A network to a plain classifier of images with that network inside."""
+
 Gain = Callable[[Tensor], Tensor]
 """Perturbed images to the quantity that an attack ascends, one per example, shape (B,)."""
 
@@ -140,6 +143,10 @@ class Defense(Protocol):
 
     craft_mode: Literal["eval", "train"]  # the mode of the model while crafting
     judged_by: str  # the validation metric that chooses the best checkpoint
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """What the network is validated through, the metrics being the means; empty: itself."""
 
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from advtrain.reporting import formats, paired_formats, wording
+from advtrain.reporting import formats, frontier_formats, paired_formats, wording
+from advtrain.reporting.frontier import Frontier
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired import Pairing
 from advtrain.reporting.records import Run
@@ -23,6 +24,7 @@ PICTURES = {
     "certified": ("narrow", "Share of the examples that are certified correct, by radius."),
     "examples": ("photo", "Clean images, adversarial ones, and the difference, enlarged."),
     "robust_curves": ("narrow", "Accuracy under attack on the validation set over the epochs."),
+    "frontier": ("narrow", "Standard and robust accuracy, lambda by lambda."),
     "certified_curves": ("narrow", "Certified accuracy by radius."),
 }
 
@@ -53,7 +55,7 @@ class Entry:
     command: str
 
 
-def run_page(run: Run, plots: Iterable[Path]) -> str:
+def run_page(run: Run, plots: Iterable[Path], curves: Sequence[Frontier] = ()) -> str:
     """The report of one run, with those of `plots` (PNG files) that can be read."""
     return _render(
         "run.html",
@@ -63,6 +65,7 @@ def run_page(run: Run, plots: Iterable[Path]) -> str:
         general=general_notes(run),
         tiles=_tiles(run),
         pictures=_pictures(plots),
+        curves=curves,
         command=command(run),
     )
 
@@ -74,6 +77,7 @@ def set_page(
     plots: Iterable[Path],
     out: Path,
     pairings: Sequence[Pairing] = (),
+    curves: Sequence[Frontier] = (),
 ) -> str:
     """The report of a set of runs; links to the single ones are relative to the folder `out`."""
     named = {id(run): line.label for line in table.lines for run in line.runs}
@@ -96,6 +100,7 @@ def set_page(
         pairings=pairings,
         reach=_reach(pairings),
         pictures=_pictures(plots),
+        curves=curves,
         entries=entries,
     )
 
@@ -210,7 +215,9 @@ def _render(name: str, **values: Any) -> str:
         "points": paired_formats.points,
         "spread": _spread,
         "paired_caption": paired_formats.caption,
+        "frontier_cells": frontier_formats.cells,
+        "frontier_sentences": frontier_formats.sentences,
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    pages.globals |= {"dash": wording.DASH, "style": style}
+    pages.globals |= {"dash": wording.DASH, "style": style, "frontier_head": frontier_formats.HEAD}
     return pages.get_template(name).render(**values)

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advtrain.files import write_text
-from advtrain.reporting import comparison, formats, paired_formats, plots
+from advtrain.reporting import comparison, formats, frontier_formats, paired_formats, plots
+from advtrain.reporting.frontier import Frontier, frontiers
+from advtrain.reporting.frontier_plots import frontier_curves
 from advtrain.reporting.page import run_page, set_page
 from advtrain.reporting.paired import Pairing, pairings
 from advtrain.reporting.reading import find_runs, read_metrics, read_run
@@ -24,9 +26,10 @@ def write_run(run_dir: Path) -> None:
     """
     run = read_run(run_dir)
     table = accuracy_table([run])
-    pictures = _run_plots(run, run_dir)
-    _write_tables(table, run_dir, run)
-    write_text(run_dir / "report.html", run_page(run, pictures))
+    curves = frontiers(table)
+    pictures = _run_plots(run, run_dir, curves)
+    _write_tables(table, run_dir, curves, run)
+    write_text(run_dir / "report.html", run_page(run, pictures, curves))
 
 
 def write_sweep(dirs: Sequence[Path], out: Path) -> Table:
@@ -55,24 +58,30 @@ def write_set(dirs: Sequence[Path], out: Path) -> tuple[Table, tuple[Pairing, ..
     single = set(found) == {path.resolve() for path in dirs}
     paired = pairings(runs) if single else ()
     out.mkdir(parents=True, exist_ok=True)
-    pictures = _set_plots(table, out)
-    _write_tables(table, out)
+    curves = frontiers(table)
+    pictures = _set_plots(table, out, curves)
+    _write_tables(table, out, curves)
     if paired:
         write_text(out / "comparison.md", paired_formats.markdown(paired))
         write_text(out / "comparison.tex", paired_formats.latex(paired))
         write_text(out / "comparison.csv", paired_formats.comma_separated(paired))
     heading = dirs[0].resolve().name if len(dirs) == 1 else "Comparison"
-    write_text(out / "report.html", set_page(heading, table, runs, pictures, out, paired))
+    write_text(out / "report.html", set_page(heading, table, runs, pictures, out, paired, curves))
     return table, paired
 
 
-def _write_tables(table: Table, out: Path, run: Run | None = None) -> None:
-    write_text(out / "table.md", formats.markdown(table, run))
-    write_text(out / "table.tex", formats.latex(table))
+def _write_tables(
+    table: Table, out: Path, curves: Sequence[Frontier], run: Run | None = None
+) -> None:
+    """Tables of accuracies, behind them those of frontiers; and these by themselves as CSV."""
+    write_text(out / "table.md", formats.markdown(table, run) + frontier_formats.markdown(curves))
+    write_text(out / "table.tex", formats.latex(table) + frontier_formats.latex(curves))
     write_text(out / "table.csv", formats.comma_separated(table))
+    if curves:
+        write_text(out / "frontier.csv", frontier_formats.comma_separated(curves))
 
 
-def _run_plots(run: Run, run_dir: Path) -> list[Path]:
+def _run_plots(run: Run, run_dir: Path, curves: Sequence[Frontier]) -> list[Path]:
     folder = run_dir / "plots"
 
     def certified_pictures() -> Path | None:
@@ -92,11 +101,12 @@ def _run_plots(run: Run, run_dir: Path) -> list[Path]:
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
             "certified": certified_pictures,
             "examples": example_pictures,
+            "frontier": lambda: frontier_curves(curves, folder / "frontier.png"),
         }
     )
 
 
-def _set_plots(table: Table, out: Path) -> list[Path]:
+def _set_plots(table: Table, out: Path, curves: Sequence[Frontier]) -> list[Path]:
     folder = out / "plots"
     return _drawn(
         {
@@ -105,6 +115,7 @@ def _set_plots(table: Table, out: Path) -> list[Path]:
             "certified_curves": lambda: comparison.certified_curves(
                 table, folder / "certified_curves.png"
             ),
+            "frontier": lambda: frontier_curves(curves, folder / "frontier.png"),
         }
     )
 
