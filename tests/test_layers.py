@@ -10,12 +10,13 @@ import advtrain
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
-    " norms rows memory draws inference strided parts freezing operators affine conditions",
+    " norms rows averaged memory draws inference strided parts freezing operators affine"
+    " conditions",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking progress"
-    " status reporting trust kinds digests probes masking answers tolerance",
-    "__init__ __main__ main runs config signatures complaints grid adopt job program"
+    " status reporting trust kinds digests probes masking answers lottery findings tolerance",
+    "__init__ __main__ main runs config signatures complaints grid adopt job program planning"
     " run_training run_evaluation run_certification",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}

@@ -11,6 +11,7 @@ those that still stand.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.answers import asked, attacking
+from advtrain.averaged import passes, single
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
@@ -58,7 +60,8 @@ class Subject:
 class Row:
     """One row of an evaluation. `attack` None: the images as they are. `key`: its fingerprint.
 
-    `members`: the attacks of a combination, in their order; empty for any other.
+    `members`: the attacks of a combination, in their order; empty for any other. `view`: the name
+    of that under which the network is judged, `draws`: passes that a verdict takes there.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Row:
     attack: Attack | Combination | None
     members: Mapping[str, Attack]
     view: str = "identity"
+    draws: int = 1
 
     @property
     def plain(self) -> Attack | None:
@@ -102,22 +106,34 @@ class Outcome:
 
 
 class Counting:
-    """A classifier that counts its examples, forward and backward."""
+    """A classifier that counts its examples, forward and backward, once for each draw of them."""
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, spent: Counter[str] | None = None) -> None:
         self.model = model
-        self.forward_passes = 0
-        self.backward_passes = 0
+        self.spent: Counter[str] = Counter() if spent is None else spent
+        self.each = passes(model)
+
+    def around(self, model: Classifier) -> "Counting":
+        """Another classifier that counts into the same sums."""
+        return Counting(model, self.spent)
+
+    @property
+    def forward_passes(self) -> int:
+        return self.spent["forward"]
+
+    @property
+    def backward_passes(self) -> int:
+        return self.spent["backward"]
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = asked(self.model, x)
-        self.forward_passes += len(x)
+        self.spent["forward"] += len(x) * self.each
         if logits.requires_grad:
-            logits.register_hook(partial(self._count_backward, len(x)))
+            logits.register_hook(partial(self._count_backward, len(x) * self.each))
         return logits
 
     def _count_backward(self, examples: int, gradient: Tensor) -> None:
-        self.backward_passes += examples
+        self.spent["backward"] += examples
 
 
 def evaluate(
@@ -132,14 +148,16 @@ def evaluate(
     stop: Callable[[], None],
     watch: Callable[[int], None],
     show: Show | None = None,
+    looks: int = 0,
 ) -> Outcome:
     """What `row` does to the first len(clean) examples; `clean`: which are right unattacked.
 
     Batches already in `log` are taken from there. Draws come from the stream (seed, row, stage,
     first example), so that each batch comes out the same alone. `show` sees the first batch of a
     row that is no combination, unless that was in the log. `stop` is called before each batch and
-    may raise; `watch` gets the number of examples that are dealt with. ValueError: the attack
-    refuses the network or the images, or the network raises an error.
+    may raise; `watch` gets the number of examples that are dealt with. Where a row is no
+    combination, `looks` single draws of the network are asked about its proposals besides.
+    ValueError: the attack refuses the network or the images, or the network raises an error.
     """
     standing, stages = list(clean), []
     attacks: Mapping[str, Attack | None] = row.members or {row.name: row.plain}
@@ -166,6 +184,7 @@ def evaluate(
                         at=at,
                         clean=right,
                         show=show if at[0] == 0 and not row.members else None,
+                        looks=0 if row.members else looks,
                     )
                 log.append(verdicts)
             watch(len(at))
@@ -187,20 +206,25 @@ def judge(
     at: tuple[int, ...],
     clean: Tensor,
     show: Show | None = None,
+    looks: int = 0,
 ) -> Verdicts:
     """Attack one batch and judge it, in fp32 whatever the attack computes in.
 
     `clean` (B,): which examples are right unattacked; without an attack, those that may be.
+    `looks`: fresh single draws to ask about the same points, after the verdict is reached.
     Weights are frozen and modules in evaluation mode meanwhile; both are restored.
     """
     began = time.perf_counter()
     counted, judging = Counting(subject.fast), Counting(subject.model)
+    drawing = judging.around(single(subject.model))
     with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
         with attacking(x):
             x_adv = x if attack is None else attack(counted, x, y).detach()
         valid = inside(x_adv, x, threat)
         with torch.no_grad(), full_precision(subject.model):
-            logits = judging(torch.where(per_image(valid, x), x_adv, x))
+            point = torch.where(per_image(valid, x), x_adv, x)
+            logits = judging(point)
+            draws = tuple(_bits(right(drawing(point), y)) for _ in range(looks))
     broken = valid & ~torch.isfinite(logits).all(1)
     stands = right(logits, y)
     adversarial = stands if attack is None else torch.where(valid, stands, clean)
@@ -216,6 +240,7 @@ def judge(
         forward_passes=counted.forward_passes + judging.forward_passes,
         backward_passes=counted.backward_passes,
         seconds=round(time.perf_counter() - began, 4),
+        draws=draws,
     )
 
 
@@ -249,15 +274,16 @@ def rows(
     keys: Mapping[str, str],
     classes: int,
     view: str = "identity",
+    draws: int = 1,
 ) -> Iterator[Row]:
     """`clean` first, then the attacks in their order; `keys` are the fingerprints.
 
     `classes`: of the model, on which the members of a combination may depend.
     """
-    yield Row("clean", keys["clean"], None, {}, view)
+    yield Row("clean", keys["clean"], None, {}, view, draws)
     for name, attack in attacks.items():
         members = attack.members(classes) if isinstance(attack, Combination) else {}
-        yield Row(row_name(name, attack), keys[name], attack, members, view)
+        yield Row(row_name(name, attack), keys[name], attack, members, view, draws)
 
 
 def row_name(name: str, attack: Attack | Combination) -> str:

@@ -21,6 +21,7 @@ class Verdicts:
     proposal, robust: right on the image and the proposal, one character 0 or 1 per example; an
     invalid proposal counts as the image itself. outside: proposals outside the set or not
     finite. non_finite: valid proposals with logits that are not finite, which name no class.
+    draws: of a stochastic network, `adversarial` by each of several single draws.
     """
 
     row: str
@@ -32,6 +33,7 @@ class Verdicts:
     forward_passes: int
     backward_passes: int
     seconds: float
+    draws: tuple[str, ...] = ()
 
 
 class VerdictLog:
@@ -66,7 +68,8 @@ class VerdictLog:
 
     def append(self, verdicts: Verdicts) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(verdicts)) + "\n")
+            told = {key: value for key, value in asdict(verdicts).items() if value != ()}
+            file.write(json.dumps(told) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self.lines[verdicts.row, verdicts.at] = verdicts
@@ -74,13 +77,14 @@ class VerdictLog:
 
 def parsed(fields: Any) -> Verdicts:
     """The verdicts of a line. ValueError, TypeError, KeyError: it does not hold together."""
-    found = Verdicts(**{**fields, "at": tuple(fields["at"])})
+    at = tuple(fields["at"])
+    found = Verdicts(**{**fields, "at": at, "draws": tuple(fields.get("draws", ()))})
     numbers = (found.outside, found.non_finite, found.forward_passes, found.backward_passes)
     if not all(type(value) is int and value >= 0 for value in (*found.at, *numbers)):
         raise ValueError("a place or a count is no whole number")
     if type(found.row) is not str or type(found.seconds) not in (int, float):
         raise ValueError("the fingerprint is no text, or the time no number")
-    for bits in (found.adversarial, found.robust):
+    for bits in (found.adversarial, found.robust, *found.draws):
         if len(bits) != len(found.at) or not set(bits) <= {"0", "1"}:
             raise ValueError("there is not one character 0 or 1 for each example")
     return found

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from math import isfinite
+from statistics import fmean, stdev
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ SETTINGS = (
     *("step_size", "keep", "loss", "objective", "start"),
 )
 """Of an attack's configuration, what a row of results.json repeats."""
+WRAPPERS = ("through", "Through")  # attacks that are another one, of another view of the network
 STRENGTH = ("threat", "steps", "step_size", "restarts", "queries")
 """What may differ between two attacks of one method."""
 
@@ -32,6 +34,16 @@ def attack_name(attack: Any) -> str | None:
     if attack is None:
         return None
     return str(getattr(attack, "__name__", type(attack).__name__))
+
+
+def unwrapped(attack: Any) -> tuple[Any, list[Any]]:
+    """The attack inside of all `through`, and the views that it crafts through, outermost first."""
+    views = []
+    while attack_name(attack) in WRAPPERS:
+        given = arguments(attack)
+        views.append(given["view"])
+        attack = given["attack"]
+    return attack, views
 
 
 def arguments(attack: Any) -> dict[str, Any]:
@@ -82,14 +94,16 @@ def _place(value: Any) -> str:
 def row_record(outcome: Outcome) -> dict[str, Any]:
     """One entry of `rows`: the accuracy over all `n` examples with its exact 95 % interval.
 
-    `attack` is the function or class behind the row, whatever the row is called; `configuration`
-    names all of its arguments, and `method` all but those of STRENGTH: of two rows with the same
-    name there, in any two runs, attack and arguments are the same.
+    `attack` is the function or class behind the row, whatever the row is called, and `through` the
+    view that it crafts through, where that is another than the row's; `configuration` names all
+    of its arguments, and `method` all but those of STRENGTH: of two rows with the same name there,
+    in any two runs, attack and arguments are the same.
 
     `accuracy` counts the examples that are right without and with the attack. The field
     `accuracy_at_proposals` also counts those that the attack happened to make right; papers that
     attack every image print that one. `robust` says of each example whether it stands. A
-    combination has `stages`: the accuracy after each of its attacks.
+    combination has `stages`: the accuracy after each of its attacks. `draws`, of a stochastic
+    network: see `spread`.
     """
     row, n = outcome.row, len(outcome.standing)
     found = [each for stage in outcome.stages for each in stage.verdicts]
@@ -106,11 +120,29 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
         "accuracy_at_proposals": raw / n,
         "n": n,
         "ci95": list(interval(hits, n)),
+        **spread(found),
         **_totals(found),
         **({"stages": _stages(outcome)} if row.members else {}),
         "key": row.key,
         "robust": "".join("1" if stands else "0" for stands in outcome.standing),
     }
+
+
+def spread(found: Sequence[Verdicts]) -> dict[str, Any]:
+    """`draws`: what single draws of a stochastic network say of the same proposals, or nothing.
+
+    n of them, fresh ones; mean and sample standard deviation of their accuracies, the attack alone
+    counted; and `all`, the share of examples on which all of them are right, which is what choosing
+    the worst of n looks leaves.
+    """
+    count = min((len(each.draws) for each in found), default=0)
+    looks = [[bit == "1" for each in found for bit in each.draws[k]] for k in range(count)]
+    if not looks or not looks[0]:
+        return {}
+    shares = [fmean(look) for look in looks]
+    each = zip(*looks, strict=True)
+    told = {"n": len(looks), "mean": fmean(shares), "sd": stdev(shares) if len(looks) > 1 else None}
+    return {"draws": {**told, "all": fmean(map(all, each))}}
 
 
 def norm_of(threat: Threat) -> str:
@@ -121,9 +153,11 @@ def norm_of(threat: Threat) -> str:
 
 
 def _configuration(attack: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    given = {**arguments(attack), **settings}
+    inner, views = unwrapped(attack)
+    given = arguments(inner) if views else {**arguments(attack), **settings}
     return {
-        "attack": attack_name(attack),
+        "attack": attack_name(inner),
+        **({"through": " of ".join(map(spelled, views))} if views else {}),
         **{key: _plain(given.get(key)) for key in SETTINGS},
         "configuration": fingerprint(spelled(attack)),
         "method": fingerprint(spelled(attack, STRENGTH)),
@@ -140,7 +174,7 @@ def _stages(outcome: Outcome) -> list[dict[str, Any]]:
     attacked = sum(len(each.at) for each in outcome.stages[0].verdicts)
     for stage in outcome.stages:
         fallen += sum(each.robust.count("0") for each in stage.verdicts)
-        attack = outcome.row.members[stage.name]
+        attack, _ = unwrapped(outcome.row.members[stage.name])
         given = arguments(attack)
         stages.append(
             {

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advtrain import status
-from advtrain.config import ConfigError
+from advtrain import findings, lottery, status
+from advtrain.averaged import rewrapped, single
 from advtrain.data.split import Split
 from advtrain.digests import as_bytes, digest, fingerprint
 from advtrain.evaluation import (
@@ -24,22 +23,28 @@ from advtrain.evaluation import (
     Subject,
     evaluate,
     row_name,
-    rows,
 )
 from advtrain.files import write_atomic, write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
+from advtrain.planning import fitted, refuse_names, scenes, viewed
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
-from advtrain.results import attack_name, document, printable, row_record, worst_case
+from advtrain.results import (
+    arguments,
+    attack_name,
+    document,
+    printable,
+    row_record,
+    unwrapped,
+    worst_case,
+)
 from advtrain.run_certification import certify
 from advtrain.runs import Evaluation, Setting, parameters
 from advtrain.seeding import stream
-from advtrain.trust import contradictions
-from advtrain.types import Attack, Combination
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +62,8 @@ def evaluate_model(
     checkpoint: str,
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    """Run every row of `eval`, then its certificate; results.json is rewritten after each.
+    """Run every row of `eval` under each of its views, then its certificate, which is of the first
+    view; results.json is rewritten after each.
 
     With resume=false nothing that was found in the directory before is used. Returns the content
     of results.json. EvaluationFailed: the network, the log or a row; tables and report then hold
@@ -74,45 +80,55 @@ def evaluate_model(
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
     described = _describe(model, setting, facts, checkpoint, size, examined)
-    subjects: dict[str, Subject] = {}
-    planned: list[Row] = []
-    shown: list[dict[str, str]] = []
-    for view, looked in seen_through(model, plan).items():
-        shown += probed(looked, setting, size)
-        known = known_as(looked, setting, size, view)
-        seen = fingerprint(digest(model), known, setting.config["model"], examined)
-        with told():
-            keys = row_keys(setting, seen, plan)
-            planned += rows(plan.attacks, keys, len(setting.data.classes), view)
-        probes = examples.batch(slice(0, min(size, PROBES)))[0]
-        subjects[view] = Subject(looked, swift(looked, probes))
+    with told():
+        views = viewed(model, plan.views)
+    first = single(next(iter(views.values())))
+    shown = [warning for each in _distinct(views) for warning in probed(each, setting, size)]
+    stochastic = any(warning["check"] == "stochastic" for warning in shown)
+    with told():
+        plan, views, spared = fitted(plan, views, stochastic)
+    for warning in spared:
+        logger.warning("%s: %s", warning["check"], warning["message"])
+    seen = fingerprint(
+        digest(model), known_as(first, setting, size), setting.config["model"], examined
+    )
+    looks = plan.draws if stochastic else 0
+    with told():
+        planned = scenes(plan, views, setting, seen, looks)
+    naive = row_name(plan.naive, plan.attacks[plan.naive]) if plan.naive else None
+    fast: dict[int, nn.Module] = {}  # of the networks under the views, some of which share one
     alarms = [
         {"check": "training", "row": "model", "message": message}
         for message in facts.get("alarms", ())
     ]
+    told_before = [*alarms, *shown, *spared]
     found: list[Outcome] = []
     certified: dict[str, Any] | None = None
 
     def write() -> dict[str, Any]:
         records = [row_record(outcome) for outcome in found]
+        said = findings.warnings(
+            found, classes=len(setting.data.classes), stochastic=stochastic, naive=naive
+        )
+        drawn = [lottery.CERTIFIED] if stochastic and certified is not None else []
         seconds = sum(record["seconds"] for record in records)
         content = document(
             described,
             records,
             worst_case=worst_case(found),
             certified=certified,
-            warnings=[*alarms, *shown, *contradictions(records, len(setting.data.classes))],
+            warnings=[*told_before, *said, *drawn],
             environment=environment(setting),
             seconds=round(seconds + (certified["seconds"] if certified else 0.0), 3),
+            **findings.entries(found, naive=naive),
         )
         write_json(setting.directory / "results.json", content)
         return content
 
-    def judge_row(row: Row, clean: Sequence[bool]) -> Outcome:
+    def judge_row(subject: Subject, row: Row, clean: Sequence[bool]) -> Outcome:
         known = len(log.lines)
         with Progress(size * max(len(row.members), 1), row.name, "img") as bar:
             with told(f"row {row.name}: "):
-                subject = subjects[row.view]
                 outcome = evaluate(
                     subject,
                     examples,
@@ -124,6 +140,7 @@ def evaluate_model(
                     stop=stop,
                     watch=bar.advance,
                     show=_keep_pictures(setting, subject, row),
+                    looks=looks,
                 )
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
@@ -132,10 +149,14 @@ def evaluate_model(
         return outcome
 
     try:
-        clean: Sequence[bool] = [True] * size
-        for row in planned:
-            outcome = judge_row(row, clean if row.attack else [True] * size)
-            clean = outcome.standing if row.attack is None else clean
+        for scene in planned:
+            inside = single(scene.judged)
+            if id(inside) not in fast:
+                fast[id(inside)] = swift(inside, examples.batch(slice(0, min(size, PROBES)))[0])
+            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]))
+            clean = judge_row(subject, scene.rows[0], [True] * size).standing
+            for row in scene.rows[1:]:
+                judge_row(subject, row, clean)
     except EvaluationFailed as error:
         if found:
             write()
@@ -143,14 +164,13 @@ def evaluate_model(
             write_run(setting.directory)
         raise
     if plan.certify is not None:
-        certified = certify(model, setting, plan.certify, seen, stop)
+        certified = certify(first, setting, plan.certify, seen, stop)
     return write()
 
 
-def seen_through(model: nn.Module, plan: Evaluation) -> dict[str, nn.Module]:
-    """The network under each view; as it is, where there are none."""
-    with told():
-        return {name: view(model) for name, view in plan.views.items()} or {"identity": model}
+def _distinct(views: Mapping[str, nn.Module]) -> list[nn.Module]:
+    """The networks under the views, each once: several views average draws of the same one."""
+    return list({id(single(view)): single(view) for view in views.values()}.values())
 
 
 @contextmanager
@@ -181,7 +201,7 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
     return found
 
 
-def known_as(model: nn.Module, setting: Setting, size: int, view: str = "identity") -> str:
+def known_as(model: nn.Module, setting: Setting, size: int) -> str:
     """A name for what the network answers, which its weights leave open; see `recognised`."""
     x, _ = setting.data.test.batch(slice(0, min(size, PROBED)))
     threat = setting.build("threat")
@@ -191,41 +211,7 @@ def known_as(model: nn.Module, setting: Setting, size: int, view: str = "identit
             return portrait(model, x, threat)
 
     with crafting(model, "eval"), full_precision(model), told():
-        file = PORTRAIT if view == "identity" else f"portrait-{view}.npy"
-        return recognised(drawn(), drawn(), setting.directory / file)
-
-
-def refuse_names(attacks: Mapping[str, Attack | Combination]) -> None:
-    """Raise ConfigError where two rows of an evaluation would have one name."""
-    if "clean" in attacks:
-        raise ConfigError("eval.attacks.clean is refused: that name is the row without an attack.")
-    named = Counter(row_name(name, attack) for name, attack in attacks.items())
-    for name, attack in attacks.items():
-        shown = row_name(name, attack)
-        if name != shown and named[shown] > 1:
-            raise ConfigError(
-                f"eval.attacks.{name} is refused: its row is named {shown} for its threat, as that "
-                f"of eval.attacks.{shown} is. Give one of them another name, or leave it out."
-            )
-
-
-def row_keys(setting: Setting, seen: str, plan: Evaluation) -> dict[str, str]:
-    """The fingerprint of each row: all that its verdicts depend on.
-
-    `seen`: that of the network, with what it answers, and of the examples. Networks that an attack
-    brings count by their weights.
-    """
-    config = setting.config
-    common = (seen, config["seed"], config["precision"], plan.batch_size)
-    return {"clean": fingerprint(*common)} | {
-        name: fingerprint(*common, name, node, *_sources(plan.attacks[name]))
-        for name, node in config["eval"]["attacks"].items()
-    }
-
-
-def _sources(attack: Attack | Combination) -> list[str]:
-    settings = getattr(attack, "keywords", {}).values()
-    return [digest(value) for value in settings if isinstance(value, nn.Module)]
+        return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
 
 
 def digest_of(examples: Split, size: int) -> str:
@@ -288,7 +274,8 @@ def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
     """
     path = setting.directory / "examples.npz"
     norm = setting.build("threat").norm
-    fit = row.settings.get("steps") is not None or attack_name(row.attack) == "exact"
+    attack, _ = unwrapped(row.attack)
+    fit = arguments(attack).get("steps") is not None or attack_name(attack) == "exact"
     if row.threat is None or row.threat.norm != norm or not fit:
         return None
 
@@ -311,8 +298,12 @@ def _keep_pictures(setting: Setting, subject: Subject, row: Row) -> Show | None:
 
 def _line(record: Mapping[str, Any]) -> str:
     low, high = record["ci95"]
-    view = "" if record["view"] == "identity" else f"{record['view']:<12} "
+    draws = record.get("draws")
+    view = "" if record["view"] == "identity" else f"  {record['view']}"
+    sd = f" ± {100 * draws['sd']:.2f}" if draws and draws["sd"] is not None else ""
+    single = f"  one draw {100 * draws['mean']:.2f}{sd} %" if draws else ""
     return (
-        f"{view}{record['name']:<12} {100 * record['accuracy']:6.2f} %  "
+        f"{record['name']:<12} {100 * record['accuracy']:6.2f} %  "
         f"[{100 * low:.2f}, {100 * high:.2f}]  n {record['n']}  {record['seconds']:.1f} s"
+        f"{view}{single}"
     )

@@ -15,6 +15,7 @@ from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
+from advtrain.models.views import identity
 from advtrain.parts import require_parts
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Positive, Probability, Unit
@@ -70,16 +71,31 @@ class Certification:
 class Evaluation:
     """The rows of an evaluation on the first `size` test examples (null: all).
 
-    Its certificate is of no more than those, and of no more than a size of its own.
+    Each row runs under each of the `views`, by which the network is judged. Of a stochastic network
+    so many single `draws` are asked about the proposals of each row besides; `naive` is the row
+    whose single draws are the published kind of figure, to be held against the worst case.
+    The certificate is of no more than those examples, and of no more than a size of its own.
     """
 
     attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
     batch_size: Count
-    views: Mapping[str, View] = field(default_factory=dict)
+    views: Mapping[str, View] = field(default_factory=lambda: {"identity": identity})
+    draws: Count = 10
+    naive: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.views:
+            raise ValueError(
+                "views is empty, so that no network is judged. Give one, such as identity: "
+                "{_target_: advtrain.models.views.identity, _partial_: true}."
+            )
+        if self.naive is not None and self.naive not in self.attacks:
+            raise ValueError(
+                f"naive={self.naive} is no row; allowed are {', '.join(self.attacks) or 'none'} "
+                "of `attacks`, or null to compare nothing."
+            )
         if self.certify is not None and self.size is not None:
             size = min(self.size, self.certify.size or self.size)
             object.__setattr__(self, "certify", replace(self.certify, size=size))

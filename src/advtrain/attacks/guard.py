@@ -72,6 +72,10 @@ class Checked:
     model: Classifier
     largest: int
 
+    def around(self, model: Classifier) -> "Checked":
+        """The same checks of another classifier."""
+        return Checked(model, self.largest)
+
     def __call__(self, x: Tensor) -> Tensor:
         logits = self.model(x)
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

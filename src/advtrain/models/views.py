@@ -1,9 +1,83 @@
-"""Views: what a network is looked at through, as a plain classifier of images."""
+"""Views: a network seen as a plain classifier of images, `(network, *, configuration) -> network`.
 
+Rows of an evaluation are judged under a view, and attacks may craft through another one (see
+`attacks.through`). Of stochastic networks: the mean over draws and the majority of them, the
+network at another temperature of its relaxed samples, and without noise. Of conditional networks:
+the network at one lambda. The network inside is found as a module, so modes, weights and precision reach it.
+"""
+
+import importlib
+from math import log
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-from advtrain.conditions import Conditional, alike
-from advtrain.ranges import Unit
+from advtrain.averaged import Averaged, is_stochastic
+from advtrain.conditions import UNIT, Conditional, alike
+from advtrain.ranges import Count, Positive, Range, Unit, require
+
+
+class Unfit(ValueError):
+    """The network cannot be seen in this way; the message says why."""
+
+
+def identity(network: nn.Module) -> nn.Module:
+    """The network as it is; of a stochastic one a single draw."""
+    return network
+
+
+def mean_of(network: nn.Module, *, draws: Count) -> nn.Module:
+    """Log of the mean of softmax over `draws` fresh passes; the network itself for one.
+
+    Cross-entropy of that is -log mean_k p_y: every gradient attack on it averages over draws
+    (Athalye et al. 2018, https://arxiv.org/abs/1707.07397), at `draws` times its passes.
+    RangeError: draws below 1.
+    """
+    require("draws", draws, Range(1))
+    return network if draws == 1 else Mean(network, draws)
+
+
+def majority(network: nn.Module, *, draws: Count) -> nn.Module:
+    """Log of the shares of votes of `draws` fresh passes; among classes of as many votes the mean
+    probability decides. The network itself for one draw.
+
+    Votes have no gradient: to attack it, craft through `mean_of`. RangeError: draws below 1.
+    """
+    require("draws", draws, Range(1))
+    return network if draws == 1 else Majority(network, draws)
+
+
+def at_temperature(network: nn.Module, *, tau: Positive) -> nn.Module:
+    """The network with its relaxed samples at temperature `tau`, a single draw.
+
+    Unfit: no layer draws. RangeError: tau not positive.
+    """
+    require("tau", tau, Range(0, open_low=True))
+    return AtTemperature(_drawing(network, "temperature"), tau)
+
+
+def noise_free(network: nn.Module) -> nn.Module:
+    """The network with the expected value of each draw in its place: deterministic.
+
+    Unfit: no layer draws.
+    """
+    return NoiseFree(_drawing(network, "noise"))
+
+
+def at(network: nn.Module, *, lam: Unit) -> nn.Module:
+    """A conditional network (Once-for-all) at `lam`, 0 for standard to 1 for robust accuracy.
+
+    Any lambda in [0, 1] will do, also between those of the training. Unfit: a network that takes
+    none. RangeError: outside [0, 1].
+    """
+    require("lambda", lam, UNIT)
+    if not isinstance(network, Conditional):
+        raise Unfit(
+            f"view=at({lam:g}) asks a conditional network, and {type(network).__name__} takes no "
+            "lambda. Use a model=oat_..., or the view identity."
+        )
+    return At(network, lam)
 
 
 class At(nn.Module):
@@ -16,19 +90,77 @@ class At(nn.Module):
         self.training = network.training
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x, alike(self.lam, x))
+        logits: Tensor = self.network(x, alike(self.lam, x))
+        return logits
 
 
-def at(network: nn.Module, *, lam: Unit) -> nn.Module:
-    """A conditional network (Once-for-all) at `lam`, 0 for standard to 1 for robust accuracy.
+class Mean(Averaged):
+    """Log of the mean probabilities of the draws, (B, K)."""
 
-    Any lambda in [0, 1] will do, also between those of the training. ValueError: outside [0, 1], or
-    a network that takes none.
-    """
-    if not isinstance(network, Conditional):
-        raise ValueError(
-            f"view=at({lam:g}) asks a conditional network, and {type(network).__name__} takes no "
-            "lambda. Use a model=oat_..., or the view identity."
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answers(x).logsumexp(0) - log(self.draws)
+
+
+class Majority(Averaged):
+    """Log of the shares of votes, (B, K), in which the mean probability counts for half a vote."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            raise ValueError(
+                f"majority(draws={self.draws}) counts votes, which have no gradient. Craft through "
+                "the mean over draws: _target_: advtrain.attacks.through.through with "
+                "view: advtrain.models.views.mean_of."
+            )
+        answers = self.answers(x).detach()
+        first = answers.argmax(-1, keepdim=True)
+        votes = torch.zeros_like(answers).scatter_(-1, first, 1.0).sum(0)
+        score = votes + answers.exp().mean(0) / 2  # less than a vote: it decides ties alone
+        shares = score / (self.draws + 0.5)
+        return (
+            shares.clamp_min(torch.finfo(shares.dtype).tiny)
+            .log()
+            .where(torch.isfinite(answers).all(0), torch.nan)
         )
-    alike(lam, network.values)  # refuses a lambda outside [0, 1] before the first batch
-    return At(network, lam)
+
+
+class AtTemperature(nn.Module):
+    """`network` with relaxed samples at the temperature `tau`."""
+
+    def __init__(self, network: nn.Module, tau: float) -> None:
+        super().__init__()
+        self.network = network
+        self.tau = tau
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _switches().temperature(self.network, self.tau):
+            logits: Tensor = self.network(x)
+        return logits
+
+
+class NoiseFree(nn.Module):
+    """`network` without its noise."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _switches().noise_free(self.network):
+            logits: Tensor = self.network(x)
+        return logits
+
+
+def _drawing(network: nn.Module, what: str) -> nn.Module:
+    if not is_stochastic(network):
+        raise Unfit(
+            f"no layer of the network says that it is stochastic, so there is no {what} to change. "
+            "Views at_temperature and noise_free are for layers as those of models.lwta."
+        )
+    return network
+
+
+def _switches() -> Any:
+    """The contexts `temperature(model, tau)` and `noise_free(model)` of stochastic layers."""
+    return importlib.import_module("advtrain.models.lwta")
