@@ -49,8 +49,8 @@ def conf_dir() -> Path:
 def register_resolvers() -> None:
     """`${limit:A,B}`: A, at most B where B is not null. `${step:EPS,STEPS}`: a step size.
 
-    `${times:A,B}`, `${plus:A,B}`: product and sum. `${pick:NAME,{A:1,B:2},C}`: what stands under NAME, else C.
-    `${lambdas:[0,0.2,1]}`: views of a conditional network, `lambda=0` and so on.
+    `${times:A,B}` and `${plus:A,B}`: product and sum. `${pick:NAME,{A:1,B:2},C}`: what stands under
+    NAME, else C. `${lambdas:[0,0.2,1]}`: views of a conditional network, `lambda=0` and so on.
     """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
     OmegaConf.register_new_resolver("step", _step, replace=True)
@@ -99,10 +99,7 @@ def _lambdas(values: Any) -> DictConfig:
     """Views by name; `views.at` refuses what is no lambda."""
     listed = values if isinstance(values, list | ListConfig) else [values]
     return DictConfig(
-        {
-            f"lambda={value}": {"_target_": VIEW, "_partial_": True, "lam": value}
-            for value in listed
-        }
+        {f"lambda={value}": {"_target_": VIEW, "_partial_": True, "lam": value} for value in listed}
     )
 
 

@@ -235,7 +235,9 @@ def validate(
     metrics = next(iter(seen.values()))
     means = {metric: fmean(found[metric] for found in seen.values()) for metric in metrics}
     each = {
-        f"{metric}[{name}]": value for name, found in seen.items() for metric, value in found.items()
+        f"{metric}[{name}]": value
+        for name, found in seen.items()
+        for metric, value in found.items()
     }
     return means | each
 

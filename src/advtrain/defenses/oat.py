@@ -1,4 +1,4 @@
-"""Once-for-all adversarial training (OAT, Wang et al. 2020, https://arxiv.org/abs/2010.11828, eq. 5).
+"""Once-for-all adversarial training (OAT, Wang et al. 2020, https://arxiv.org/abs/2010.11828).
 
 mean over the batch of (1 - l) CE(f(x; l), y) + l CE(f(x_adv(l); l), y): one conditional network for
 every trade-off l (lambda) between standard and robust accuracy. Each image draws its own lambda,
@@ -10,8 +10,10 @@ batch norm they take the one, and images with lambda > 0 the other, clean and ad
 passes of a whole batch: one of clean images, and 1 - 1/L (at 128 images 106/128) of attack and
 adversarial images; with K steps 3 + 0.83 (2 K + 3).
 
-Differs: a short last batch has its own share of zeros, theirs is dropped. Their scripts judge each
-lambda by a checkpoint of its own; here one checkpoint serves all of them, see `judged_at`.
+Differs: the attack comes before the clean pass, theirs behind it, so that it sees running
+statistics that are one batch newer; with the same order all numbers agree. A short last batch has
+its own share of zeros, theirs is dropped. Their scripts keep the best checkpoint of each lambda;
+here one serves all of them, see `judged_at`.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The networks of Once-for-all (Wang et al. 2020, https://arxiv.org/abs/2010.11828), and a small one.
+"""Networks of Once-for-all (Wang et al. 2020, https://arxiv.org/abs/2010.11828), and a small one.
 
 Plain networks with conditional batch norms, see `conditional`. FiLM stands behind the batch norms
 of the residual branches and of a ResNet's stem; not behind those of shortcuts, nor behind the last

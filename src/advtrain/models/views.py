@@ -3,7 +3,8 @@
 Rows of an evaluation are judged under a view, and attacks may craft through another one (see
 `attacks.through`). Of stochastic networks: the mean over draws and the majority of them, the
 network at another temperature of its relaxed samples, and without noise. Of conditional networks:
-the network at one lambda. The network inside is found as a module, so modes, weights and precision reach it.
+the network at one lambda. The network inside is found as a module, so modes, weights and precision
+reach it.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Standard against robust accuracy: one network under several lambdas beside ones of a fixed lambda.
+"""Standard against robust accuracy: a network under several lambdas beside ones of a fixed lambda.
 
 From records alone. A curve is a network under views `lambda=...` (Once-for-all), or all networks of
 the set that were trained at one lambda each: `defense=mixed_at` at its share, `pgd_at` at 1, and
@@ -93,7 +93,7 @@ def frontiers(table: Table) -> tuple[Frontier, ...]:
 
 
 def of_line(line: Line) -> float | None:
-    """The lambda of a line: of its view, or that its network was trained at; None if it has none."""
+    """The lambda of its view, or that its network was trained at; None if it has none."""
     if line.view.startswith(PREFIX):
         return number(_float(line.view.removeprefix(PREFIX)))
     return trained_at(line.runs[0]) if line.view == "identity" else None
