@@ -132,10 +132,11 @@ def test_a_step_has_no_boolean_mask_and_never_waits_for_the_device():
     assert waits.seen == []
 
 
-# Their WideResNetOAT of depth 10 and width 1 with these weights, images, lambdas and noise, by their
-# PGD and their loss, in three steps of SGD. Adversarial images are made before the clean pass, which in
-# their script moves running statistics first. Images agreed in all pixels, losses to 1.2e-7, weights
-# and statistics after the steps to a relative 2.1e-7; the first loss of their ResNet34OAT to 5e-7.
+# Their WideResNetOAT of depth 10 and width 1 with these weights, images, lambdas and noise, by
+# their PGD and their loss, in three steps of SGD. Adversarial images are made before the clean
+# pass, which in their script moves running statistics first. Images agreed in all pixels, losses
+# to 1.2e-7, weights and statistics after the steps to a relative 2.1e-7; the first loss of their
+# ResNet34OAT to 5e-7.
 LOSSES = (2.346839427947998, 1.9770793914794922, 1.5206329822540283)
 MOVES = (0.0252662505954504, 0.02471407689154148, 0.024404536932706833)
 LOGITS = {
