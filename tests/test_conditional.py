@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from advtrain.averages import InTurn, recalibrate
 from advtrain.conditions import Condition, alike, drawn, in_turn, leading, require_conditional
@@ -50,21 +51,29 @@ def norms(model: nn.Module) -> list[DualNorm]:
     return [part for part in model.modules() if isinstance(part, DualNorm)]
 
 
+WRN_16_8 = partial(oat_wide_resnet, depth=16, width=8, dropout=0.3)
+WRN_40_2 = partial(oat_wide_resnet, depth=40, width=2, dropout=0.3)
+
+
 @pytest.mark.parametrize(
-    ("build", "shape", "changed", "parameters"),
+    ("build", "shape", "changed", "parameters", "mmac", "count"),
     [
-        (oat_resnet34, (3, 32, 32), {}, 33_355_466),
-        (oat_resnet34, (3, 32, 32), {"encoding": "none", "dual": False}, 31_403_978),
-        (partial(oat_wide_resnet, depth=16, width=8, dropout=0.3), (3, 32, 32), {}, 16_228_922),
-        (partial(oat_wide_resnet, depth=40, width=2, dropout=0.3), (3, 96, 96), {}, 3_886_394),
-        (oat_small_cnn, (1, 8, 8), {}, 74_794),
-        (oat_small_cnn, (1, 28, 28), {}, 144_938),
+        (oat_resnet34, (3, 32, 32), {}, 33_355_466, 1171.4, 72),
+        (oat_resnet34, (3, 32, 32), {"encoding": "none", "dual": False}, 31_403_978, 1169.4, 36),
+        (WRN_16_8, (3, 32, 32), {}, 16_228_922, 1553.4, 26),
+        (WRN_40_2, (3, 96, 96), {}, 3_886_394, 2950.0, 74),
+        (oat_small_cnn, (1, 8, 8), {}, 74_794, 0.4, 4),
+        (oat_small_cnn, (1, 28, 28), {}, 144_938, 5.7, 6),
     ],
 )
-def test_networks_have_as_many_parameters_as_the_authors(build, shape, changed, parameters):
+def test_sizes_are_those_of_the_authors(build, shape, changed, parameters, mmac, count):
     with torch.device("meta"):
-        model = build(shape, 10, **{**USUAL, **changed})
+        model = build(shape, 10, **{**USUAL, **changed}).eval()
+        with FlopCounterMode(display=False) as counter:
+            at(model, lam=0.2)(torch.empty(1, *shape))
     assert sum(each.numel() for each in model.parameters()) == parameters
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in model.modules()) == count
+    assert round(counter.get_total_flops() / 2e6, 1) == mmac
 
 
 def test_film_is_the_identity_at_scale_one_and_shift_zero():

@@ -16,11 +16,21 @@ ROWS = (
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking progress"
     " status reporting trust kinds digests probes masking answers lottery findings tolerance",
-    "__init__ __main__ main runs config signatures complaints grid adopt job program planning"
-    " run_training run_evaluation run_certification",
+    "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
+    " planning run_training run_evaluation run_certification",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
-FREE_OF_TORCH = ("main", "config", "signatures", "ranges", "complaints", "grid", "status", "files")
+FREE_OF_TORCH = (
+    "main",
+    "config",
+    "resolvers",
+    "signatures",
+    "ranges",
+    "complaints",
+    "grid",
+    "status",
+    "files",
+)
 
 
 def modules():

@@ -1,17 +1,19 @@
 """Once-for-all training: what a batch is told, what is attacked, and the authors' numbers."""
 
+import json
 from functools import partial
 from math import sqrt
 
 import pytest
 import torch
-from running import configuration
+from running import configuration, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain.attacks.pgd import pgd
 from advtrain.averages import Last
 from advtrain.conditions import Condition
+from advtrain.config import ConfigError
 from advtrain.defenses import oat
 from advtrain.defenses.oat import Conditioned, Oat
 from advtrain.descents.plain import Plain
@@ -241,3 +243,39 @@ def test_a_frontier_falls_back_to_digits_and_the_command_line_wins(dataset):
     assert fixed["defense"]["share"] == 0.3 and fixed["model"]["mean"] is None
     assert fixed["attack"] == smoke["attack"]
     assert fixed["eval"]["attacks"] == smoke["eval"]["attacks"]
+
+
+def test_a_run_is_validated_and_judged_at_lambdas(tmp_path):
+    data = ("dataset.train_size=60", "dataset.test_size=20", "dataset.validation=20")
+    quick = ("epochs=1", "batch_size=30", "attack.steps=1", "validate.attack.steps=1")
+    asked = ("defense.judged_at=[0,1]", "eval.views=${lambdas:[0,0.05]}", "~eval.attacks.pgd_7")
+    status = run(tmp_path, "defense=oat", "logger=none", *data, *quick, *asked, "scale.steps=1")
+    assert status["state"] == "done", status["error"]
+    report = json.loads((tmp_path / "metrics.jsonl").read_text())
+    for metric in ("val_acc", "val_adv_acc"):
+        each = [report[f"{metric}[lambda={lam}]"] for lam in (0, 1)]
+        assert report[metric] == pytest.approx(sum(each) / 2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    seen = [(row["view"], row["name"]) for row in results["rows"]]
+    assert seen == [
+        (view, name) for view in ("lambda=0", "lambda=0.05") for name in ("clean", "pgd_linf")
+    ]
+    assert results["selected_on"] == "val_adv_acc"
+    assert (tmp_path / "plots" / "frontier.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        (("model=small_cnn", "eval=quick"), "oat_small_cnn, oat_resnet34"),
+        (("eval.views=${lambdas:[1.5]}",), "allowed is a number in [0, 1]"),
+        (("model.lambdas=[0,1.5]",), "allowed is"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(tmp_path, chosen, told):
+    quick = ("logger=none", "dataset.train_size=40", "dataset.validation=20", "epochs=1")
+    try:
+        error = run(tmp_path, "defense=oat", *quick, *chosen)["error"]
+    except ConfigError as refused:
+        error = str(refused)
+    assert told in error
