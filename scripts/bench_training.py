@@ -25,6 +25,7 @@ from benchmark import interleaved, machine, ratio
 from torch import Tensor, nn
 
 from advtrain.averages import Last
+from advtrain.conditions import Condition
 from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
 from advtrain.memory import keep_freed
@@ -34,6 +35,8 @@ from advtrain.types import Moment
 
 COLUMNS = ("method", "passes", "units", "ms", "of the bare loop")
 LAYERS = (nn.Conv2d, nn.Linear)
+CONDITIONAL = {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"}
+"""What stands in for a network where the method asks for a conditional one."""
 NOW = Moment(step=101, epoch=1.01, progress=0.505, batch=1)  # GAT and NuAT guide their attack here
 
 
@@ -47,6 +50,7 @@ class Pass(NamedTuple):
     images: int
     training: bool
     back: str
+    condition: Condition | None = None  # what a conditional network was told
 
     @property
     def units(self) -> int:
@@ -131,7 +135,8 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
     """A step of `defense=name` on this network, with the optimizer that it comes with."""
     kind = KINDS[options.model]
     dataset = "mnist" if options.model == "mnist_cnn" else "cifar10"
-    overrides = [f"defense={name}", f"dataset={dataset}", f"model={options.model}"]
+    own = CONDITIONAL.get(options.model, options.model) if name == "oat" else options.model
+    overrides = [f"defense={name}", f"dataset={dataset}", f"model={own}"]
     with composed([*overrides, f"attack.steps={options.steps}"]) as composition:
         config = plain(ours(composition))
     torch.manual_seed(0)
@@ -153,35 +158,43 @@ def recorded(model: nn.Module) -> Iterator[list[Pass]]:
 
     Seen at the first layer, for some methods call `features` or `forward` itself.
     """
-    calls: list[tuple[int, bool, bool, bool]] = []
+    calls: list[tuple[int, bool, bool, bool, Condition | None]] = []
     twice: set[int] = set()
     gradient = torch.autograd.grad
 
     def called(layer: nn.Module, given: Any, output: Tensor) -> None:
         weights = output.requires_grad and any(p.requires_grad for p in model.parameters())
-        calls.append((len(output), layer.training, weights, given[0].requires_grad))
+        calls.append((len(output), layer.training, weights, given[0].requires_grad, told[0]))
 
     def watched(*args: Any, **more: Any) -> Any:
         if more.get("create_graph"):
             twice.add(len(calls) - 1)
         return gradient(*args, **more)
 
+    def asked(network: nn.Module, given: Any, more: Any) -> None:
+        told[:] = [more.get("condition", given[1] if len(given) > 1 else None)]
+
+    told: list[Condition | None] = [None]
     passes: list[Pass] = []
     first = next(layer for layer in model.modules() if isinstance(layer, LAYERS))
-    handle = first.register_forward_hook(called)
+    handles = (
+        model.register_forward_pre_hook(asked, with_kwargs=True),
+        first.register_forward_hook(called),
+    )
     torch.autograd.grad = watched
     try:
         yield passes
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         torch.autograd.grad = gradient
-        for number, (images, training, weights, leaf) in enumerate(calls):
+        for number, (images, training, weights, leaf, condition) in enumerate(calls):
             back = "both" if weights and leaf else "weights" if weights else "images"
             if number in twice:
                 back = "twice"
             elif not weights and not leaf:
                 back = "nowhere"
-            passes.append(Pass(images, training, back))
+            passes.append(Pass(images, training, back, condition))
 
 
 def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
@@ -194,8 +207,9 @@ def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
 
     def run() -> None:
         losses = []
-        for images, training, back in passes:
+        for images, training, back, condition in passes:
             net, given, labels = frozen, x[:images], y[:images]
+            more = () if condition is None else (condition,)
             if back in ("weights", "both", "twice"):
                 net = model
             if back in ("images", "both", "twice"):
@@ -204,9 +218,9 @@ def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
                 net.train(training)
             if back == "nowhere":
                 with torch.no_grad():
-                    net(given)
+                    net(given, *more)
                 continue
-            loss = F.cross_entropy(net(given), labels)
+            loss = F.cross_entropy(net(given, *more), labels)
             if back == "images":
                 torch.autograd.grad(loss, given)
                 continue

@@ -5,8 +5,9 @@ import pytest
 from running import command, configuration
 
 from advtrain import config as configuring
-from advtrain.config import ConfigError, build, check, number
+from advtrain.config import ConfigError, build, check
 from advtrain.main import validate
+from advtrain.resolvers import number
 
 
 def refusal(*overrides):

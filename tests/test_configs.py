@@ -20,15 +20,18 @@ NEEDS = {
     ("model", "custom"): ["model.factory=advtrain.models.small.small_cnn"],
     ("eval", "transfer"): ["eval.attacks.transfer.source.checkpoint=another"],
 }
+MODELS = {"linear_exact": "linear", "lwta": "lwta_cnn", "oat": "oat_small_cnn"}
+"""Of methods that ask for one."""
 QUICK = ("logger=none", "device=cpu", "epochs=1", "batch_size=24", "eval=none", *DATA)
-
-
-FITTING = {"lwta": ["model=lwta_cnn"]}
-"""What a defense asks of its network, where another one is given."""
 
 
 def options(group):
     return [option for of, option in OPTIONS if of == group]
+
+
+def of_model(model, overrides):
+    """The overrides with another model."""
+    return (*(each for each in overrides if not each.startswith("model=")), f"model={model}")
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -48,18 +51,15 @@ def test_each_option_begins_by_saying_what_it_is(group, option):
     list(itertools.product(options("defense"), options("descent"), options("average"))),
 )
 def test_each_defense_trains_under_each_descent_and_average(tmp_path, defense, descent, average):
-    choices = (f"defense={defense}", f"descent={descent}", f"average={average}")
-    quick = [each for each in QUICK if not (defense in FITTING and each.startswith("model="))]
-    status = run(tmp_path, *quick, *choices, *FITTING.get(defense, []))
+    chosen = f"defense={defense}", f"descent={descent}", f"average={average}"
+    status = run(tmp_path, *of_model(MODELS.get(defense, "linear"), QUICK), *chosen)
     assert status["state"] == "done", status["error"]
 
 
 @pytest.mark.parametrize("defense", options("defense"))
 def test_training_by_each_defense_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, defense):
-    others = [each for each in TRAINING if not each.startswith("model=")]
-    model = "linear" if defense == "linear_exact" else "small_cnn"  # with batch norm
-    chosen = FITTING.get(defense, [f"model={model}"])
-    overrides = (*others, *chosen, "scale.steps=2", "average=ema", f"defense={defense}")
+    given = of_model(MODELS.get(defense, "small_cnn"), TRAINING)  # which has batch norm
+    overrides = (*given, "scale.steps=2", "average=ema", f"defense={defense}")
     run(tmp_path / "whole", *overrides)
     interrupted(tmp_path / "part", 4, *overrides)
     assert run(tmp_path / "part", *overrides)["state"] == "done"

@@ -11,18 +11,21 @@ ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
-    " divergences",
+    " divergences conditions",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking progress"
     " status reporting trust kinds digests probes masking answers lottery findings tolerance",
-    "__init__ __main__ main runs config signatures complaints grid adopt job program planning"
-    " run_training run_validation run_evaluation run_certification run_prediction run_soundness"
-    " run_guarantees run_pictures",
+    "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
+    " planning run_training run_validation run_evaluation run_certification run_prediction"
+    " run_soundness run_guarantees run_pictures",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch
-FREE_OF_TORCH = ("main", "config", "signatures", "ranges", "complaints", "grid", "status", "files")
+FREE_OF_TORCH = (
+    *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
+    "files",
+)
 
 
 def modules():

@@ -10,6 +10,7 @@ from running import configuration
 from torch import Tensor, nn
 
 from advtrain.averages import Last
+from advtrain.conditions import Condition
 from advtrain.config import build, conf_dir
 from advtrain.descents.plain import Plain
 from advtrain.models.lwta import Lwta
@@ -46,6 +47,7 @@ UNITS: dict[str, list[tuple[Moment, float]]] = {
     "consistency": [(PLAIN, 2 * 3)],
     "macer": [(PLAIN, 16 * 3)],
     "lwta": [(PLAIN, 2 * K + 3)],
+    "oat": [(PLAIN, 3 + 10 / 12 * (2 * K + 3))],  # 2 of 12 images have lambda 0
     "linear_exact": [(PLAIN, 2)],  # of one layer: no gradient to the images, nor through a layer
 }
 NAMES = sorted(path.stem for path in (conf_dir() / "defense").glob("*.yaml"))
@@ -67,7 +69,21 @@ def competing() -> nn.Module:
     return model
 
 
+class Told(nn.Module):
+    """The deep network as one that may be told a lambda."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = deep_network()
+        self.lambdas = (0.0, 0.1, 0.2, 0.3, 0.4, 1.0)
+        self.register_buffer("values", torch.tensor(self.lambdas))
+
+    def forward(self, x: Tensor, condition: Condition | None = None) -> Tensor:
+        return self.inner(x)
+
+
 MODELS = {
+    "oat": Told,
     "tla": featured,
     "lwta": competing,
     "linear_exact": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 3)),

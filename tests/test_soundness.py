@@ -44,7 +44,8 @@ def attempts(model, classes, x, claims, *, sigma=0.25, attack=ATTACK, draws=16):
     """What becomes of `claims`, class and radius of each image."""
     g, found = Smoothed(model, classes, sigma), []
     view = smoothed(model, sigma=sigma, draws=draws, seed=1)
-    with crafting(model, "eval"):
+    with torch.random.fork_rng(), crafting(model, "eval"):
+        torch.manual_seed(0)  # of attacks' starts
         for i, (label, radius) in enumerate(claims):
             seeds = (2 * i, 2 * i + 1)
             point = challenge(

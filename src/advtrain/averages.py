@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from advtrain.conditions import Conditional, in_turn
 from advtrain.ranges import Count, Decay, Unit
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -139,9 +140,23 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
     """Set the running statistics of batch norms to the mean over `batches`, in one pass.
 
     Weights and mode stay. The images are taken as they come: clean ones, where the statistics of
-    adversarial training are partly of adversarial images.
+    adversarial training are partly of adversarial images. A conditional network sees each batch
+    with the lambdas of its training.
     """
-    update_bn(batches, model)
+    update_bn(batches, InTurn(model) if isinstance(model, Conditional) else model)
+
+
+class InTurn(nn.Module):
+    """A conditional network that sees a batch with the lambdas of its training in turn."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.network, Conditional)
+        return self.network(x, in_turn(self.network, len(x)))
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from advtrain.config import conf_dir, register_resolvers
+from advtrain.config import conf_dir
+from advtrain.resolvers import register_resolvers
 
 
 class Locate(Callback):

@@ -20,6 +20,7 @@ from advtrain.adopt import recorded
 from advtrain.complaints import causes, explain, unread
 from advtrain.config import ConfigError
 from advtrain.grid import Locate, choices, composed, jobs, ours, parse
+from advtrain.resolvers import register_resolvers
 
 DONE, FAILED, INVALID = 0, 1, 2
 
@@ -31,7 +32,7 @@ def main() -> None:
     # Threads that wait for work spin; by default so long that on busy cores small networks train
     # ten times slower. This many turns cost nothing on free ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    configuration.register_resolvers()
+    register_resolvers()
     try:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])

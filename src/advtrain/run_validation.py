@@ -1,6 +1,8 @@
 """How the weights after an epoch do on the validation split."""
 
+from collections.abc import Mapping
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +20,37 @@ def validate(
 ) -> dict[str, float]:
     """Clean and adversarial accuracy on the validation split; the same draws at every epoch.
 
-    The defense says what else the images are put through, by the metric that it gives, and what
-    attacks work on.
+    The defense says what else the images are put through, by the metric that it gives, what attacks
+    work on, and under which views: of several the mean is `val_acc` and so on, and each stands
+    beside it as `val_acc[lambda=0.2]`.
     """
-    split = setting.data.validation
-    size = min(len(split), validation.size)
+    size = min(len(setting.data.validation), validation.size)
     if size == 0:
         return {}
     attacks = {"val_adv_acc": validation.attack, **defense.checks()}
-    bits = dict.fromkeys(["val_acc", *attacks], "")
     rows = {name: Row("validation", "validation", attack, {}) for name, attack in attacks.items()}
-    referee = partial(judge, Subject(model, defense.attacked(model)), key="validation")
+
+    def seen(network: nn.Module) -> dict[str, float]:
+        return accuracies(Subject(network, defense.attacked(network)), setting, rows, size)
+
+    if not defense.views:
+        return seen(model)
+    found = {name: seen(view(model)) for name, view in defense.views.items()}
+    metrics = ["val_acc", *rows]
+    means = {metric: fmean(each[metric] for each in found.values()) for metric in metrics}
+    return means | {
+        f"{metric}[{name}]": value for name, each in found.items() for metric, value in each.items()
+    }
+
+
+def accuracies(
+    subject: Subject, setting: Setting, rows: Mapping[str, Row], size: int
+) -> dict[str, float]:
+    """`val_acc`, and the accuracy in each of `rows`, on the first `size` validation images."""
+    bits = dict.fromkeys(["val_acc", *rows], "")
+    referee = partial(judge, subject, key="validation")
     for start in range(0, size, BATCH):
-        x, y = split.batch(slice(start, min(start + BATCH, size)))
+        x, y = setting.data.validation.batch(slice(start, min(start + BATCH, size)))
         at, all_right = tuple(range(len(y))), torch.ones_like(y, dtype=torch.bool)
         with stream(x.device, setting.config["seed"], "validation", start):
             clean = referee(x, y, None, None, at=at, clean=all_right).robust

@@ -157,6 +157,10 @@ class Defense(Protocol):
     craft_mode: Literal["eval", "train"]  # the mode of the model while crafting
     judged_by: str  # the validation metric that chooses the best checkpoint
 
+    @property
+    def views(self) -> Mapping[str, View]:
+        """What the network is validated through, the metrics being the means; empty: itself."""
+
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advtrain.functional import cross_entropy
 from advtrain.ranges import Decay
-from advtrain.types import Attack, Moment, Rotation, TrainingAttack
+from advtrain.types import Attack, Moment, Rotation, TrainingAttack, View
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,11 @@ class Defense:
     def ce(self, logits: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy, with smoothed labels where the method was told so."""
         return cross_entropy(logits, y, self.label_smoothing).mean()
+
+    @property
+    def views(self) -> Mapping[str, View]:
+        """What the network is validated through: itself, unless a method knows of others."""
+        return {}
 
     def requires(self, model: nn.Module) -> None:
         """Raise ValueError if `model` cannot be trained so; asked once, before the first step."""

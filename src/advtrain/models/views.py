@@ -2,9 +2,9 @@
 
 Rows of an evaluation are judged under a view, and attacks may craft through another one (see
 `attacks.through`). Of stochastic networks: the mean over draws and the majority of them, the
-network at another temperature of its relaxed samples, and without noise. Of any network: the mean
-over noisy copies of an image. The network inside is found as a module, so modes, weights and
-precision reach it.
+network at another temperature of its relaxed samples, and without noise. Of conditional networks:
+the network at one lambda. Of any network: the mean over noisy copies of an image. The network
+inside is found as a module, so modes, weights and precision reach it.
 """
 
 from math import log
@@ -14,8 +14,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from advtrain.averaged import Averaged, is_stochastic
+from advtrain.conditions import UNIT, Conditional, alike
 from advtrain.models import lwta
-from advtrain.ranges import Count, Natural, Positive, Range, require
+from advtrain.ranges import Count, Natural, Positive, Range, Unit, require
 from advtrain.types import Classifier
 
 
@@ -85,6 +86,35 @@ def smoothed(
     require("sigma", sigma, Range(0, open_low=True))
     require("draws", draws, Range(1))
     return SoftSmoothed(model, sigma, draws, seed)
+
+
+def at(network: nn.Module, *, lam: Unit) -> nn.Module:
+    """A conditional network (Once-for-all) at `lam`, 0 for standard to 1 for robust accuracy.
+
+    Any lambda in [0, 1] will do, also between those of the training. Unfit: a network that takes
+    none. RangeError: outside [0, 1].
+    """
+    require("lambda", lam, UNIT)
+    if not isinstance(network, Conditional):
+        raise Unfit(
+            f"view=at({lam:g}) asks a conditional network, and {type(network).__name__} takes no "
+            "lambda. Use a model=oat_..., or the view identity."
+        )
+    return At(network, lam)
+
+
+class At(nn.Module):
+    """A conditional network at one lambda, for all images alike."""
+
+    def __init__(self, network: nn.Module, lam: float) -> None:
+        super().__init__()
+        self.network = network
+        self.lam = lam
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x, alike(self.lam, x))
+        return logits
 
 
 class Mean(Averaged):

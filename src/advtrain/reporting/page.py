@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from advtrain.reporting import claim_formats, claim_words, formats, paired_formats, study, wording
+from advtrain.reporting import (
+    claim_formats,
+    claim_words,
+    formats,
+    frontier_formats,
+    paired_formats,
+    study,
+    wording,
+)
 from advtrain.reporting.claims import Claims
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired import Pairing
@@ -25,6 +33,7 @@ PICTURES = {
     "certified": ("narrow", "Share of the examples that are certified correct, by radius."),
     "examples": ("photo", "Clean images, adversarial ones, and the difference, enlarged."),
     "robust_curves": ("narrow", "Accuracy under attack on the validation set over the epochs."),
+    "frontier": ("narrow", "Standard and robust accuracy, lambda by lambda."),
 }
 
 
@@ -232,7 +241,9 @@ def _render(name: str, **values: Any) -> str:
         "share_spread": claim_formats.beside_text,
         "study_grid": study.grid,
         "study_caption": study.caption,
+        "frontier_cells": frontier_formats.cells,
+        "frontier_sentences": frontier_formats.sentences,
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
-    pages.globals |= {"dash": wording.DASH, "style": style}
+    pages.globals |= {"dash": wording.DASH, "style": style, "frontier_head": frontier_formats.HEAD}
     return pages.get_template(name).render(**values)

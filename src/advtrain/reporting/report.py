@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advtrain.reporting import claim_formats, formats, study
+from advtrain.reporting import claim_formats, formats, frontier_formats, study
 from advtrain.reporting.claim_tables import claim_tables
 from advtrain.reporting.claims import Claims, Wanted
+from advtrain.reporting.frontier import Frontier, frontiers
 from advtrain.reporting.logs import Log
 from advtrain.reporting.markup import LATEX, MARKDOWN
 from advtrain.reporting.paired import Pairing, pairings
@@ -45,6 +46,10 @@ class Report:
         return self.table.without(("certified", "acr")) if self.claims else self.table
 
     @property
+    def frontiers(self) -> tuple[Frontier, ...]:
+        return frontiers(self.table)
+
+    @property
     def studies(self) -> study.Named:
         return study.studies(self.named)
 
@@ -79,10 +84,11 @@ def report_of(
 
 
 def markdown(report: Report, run: Run | None = None) -> str:
-    """table.md: errors first, then accuracies, certificates and answers of PREDICT."""
+    """table.md: errors first, then accuracies, frontiers, certificates and answers of PREDICT."""
     parts = [f"> **ERROR: {MARKDOWN.text(words)}**\n" for words in report.failures]
     if report.table.lines:
-        parts.append(formats.markdown(report.accuracies, run))
+        curves = frontier_formats.markdown(report.frontiers)
+        parts.append(formats.markdown(report.accuracies, run) + curves)
     parts += [claim_formats.markdown(report.claims)] if report.claims else []
     parts += [f"{MARKDOWN.text(words)}\n" for words in report.reassurances]
     parts += [study.markdown(report.studies)] if report.studies else []
@@ -96,14 +102,14 @@ def latex(report: Report) -> str:
         f"\\noindent\\textbf{{ERROR: {LATEX.text(words)}}}\\par\n" for words in report.failures
     ]
     if report.table.lines:
-        parts.append(formats.latex(report.accuracies))
+        parts.append(formats.latex(report.accuracies) + frontier_formats.latex(report.frontiers))
     parts += [claim_formats.latex(report.claims)] if report.claims else []
     parts += [study.latex(report.studies)] if report.studies else []
     return "\n".join(parts)
 
 
 def comma_separated(report: Report) -> dict[str, str]:
-    """The CSV files by name: table, and certified and predict where the runs have them.
+    """The CSV files by name: table, and certified, predict and frontier where the runs have them.
 
     Of logs alone, table is that of the certificates.
     """
@@ -113,6 +119,8 @@ def comma_separated(report: Report) -> dict[str, str]:
         files[name] = claim_formats.comma_separated(report.claims)
     if report.studies:
         files["predict"] = study.comma_separated(report.studies)
+    if report.frontiers:
+        files["frontier"] = frontier_formats.comma_separated(report.frontiers)
     return files
 
 

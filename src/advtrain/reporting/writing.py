@@ -8,6 +8,7 @@ from advtrain.files import write_text
 from advtrain.reporting import comparison, paired_formats, plots, report
 from advtrain.reporting.claim_plots import certified_curves
 from advtrain.reporting.claims import Claims, Wanted
+from advtrain.reporting.frontier_plots import frontier_curves
 from advtrain.reporting.logs import Log, read_log
 from advtrain.reporting.page import run_page, set_page
 from advtrain.reporting.reading import read_metrics, read_run
@@ -27,7 +28,7 @@ def write_run(run_dir: Path, wanted: Wanted | None = None) -> Report:
     """
     run = read_run(run_dir)
     found = report_of([run], wanted=wanted)
-    pictures = _run_plots(run, found.claims, run_dir)
+    pictures = _run_plots(run, found, run_dir)
     _write_tables(found, run_dir, run)
     write_text(run_dir / "report.html", run_page(run, found, pictures))
     return found
@@ -82,7 +83,7 @@ def _write_tables(found: Report, out: Path, run: Run | None = None) -> None:
         write_text(out / f"{name}.csv", text)
 
 
-def _run_plots(run: Run, claims: Sequence[Claims], run_dir: Path) -> list[Path]:
+def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
     folder = run_dir / "plots"
 
     def example_pictures() -> Path | None:
@@ -95,21 +96,23 @@ def _run_plots(run: Run, claims: Sequence[Claims], run_dir: Path) -> list[Path]:
         {
             "curves": lambda: plots.training_curves(read_metrics(run_dir), folder / "curves.png"),
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
-            **_certified(claims, folder, "certified"),
+            **_certified(found.claims, folder, "certified"),
             "examples": example_pictures,
+            "frontier": lambda: frontier_curves(found.frontiers, folder / "frontier.png"),
         }
     )
 
 
 def _set_plots(found: Report, out: Path) -> list[Path]:
     folder, table = out / "plots", found.table
-    for old in folder.glob("certified*.png"):
+    for old in [*folder.glob("certified*.png"), *folder.glob("frontier.png")]:
         old.unlink()
     return _drawn(
         {
             "accuracy": lambda: comparison.accuracy_dots(table, folder / "accuracy.png"),
             "robust_curves": lambda: comparison.robust_curves(table, folder / "robust_curves.png"),
             **_certified(found.claims, folder, "certified_curves"),
+            "frontier": lambda: frontier_curves(found.frontiers, folder / "frontier.png"),
         }
     )
 

@@ -1,0 +1,87 @@
+"""What a conditional network is told beside its images: one lambda in [0, 1] for each.
+
+lambda weighs robust against standard accuracy (Wang et al. 2020). Rows of lambda 0 come first, and
+how many they are is a number of the host: every split by it is a slice, with no mask and no wait.
+"""
+
+from math import ceil
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from advtrain.ranges import Range, require
+
+UNIT = Range(0, 1, hint="0 is all for standard accuracy, 1 all for robust accuracy")
+
+
+class Condition(NamedTuple):
+    """`lambdas` (B,), or (1,) for all images alike; the first `zeros` images have lambda 0."""
+
+    lambdas: Tensor
+    zeros: int
+
+    def rest(self) -> "Condition":
+        """That of the images behind the zeros."""
+        return Condition(self.lambdas[self.zeros :], 0)
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A network called as `network(x, condition)`; without a condition it raises ValueError.
+
+    `lambdas`: those that it is trained at, ascending. `values`: the same on its device, (L,).
+    """
+
+    lambdas: tuple[float, ...]
+    values: Tensor
+
+    def __call__(self, x: Tensor, condition: Condition) -> Tensor: ...
+
+
+def alike(lam: float, x: Tensor) -> Condition:
+    """One lambda for all images of `x`. ValueError: outside [0, 1]."""
+    require("lambda", lam, UNIT)
+    return Condition(x.new_full((1,), lam), len(x) if lam == 0 else 0)
+
+
+def leading(lambdas: tuple[float, ...], size: int, share: float | None = None) -> int:
+    """How many of `size` images get lambda 0: that share of them, rounded up, where it is known.
+
+    `share` None: 1 / L, as much as any other of the L lambdas.
+    """
+    if 0 not in lambdas:
+        return 0
+    if len(lambdas) == 1:
+        return size
+    return ceil(size / len(lambdas)) if share is None else ceil(share * size)
+
+
+def drawn(network: Conditional, size: int, share: float | None = None) -> Condition:
+    """The zeros, then lambdas drawn uniformly from the others, by the global generator."""
+    zeros, others = leading(network.lambdas, size, share), _nonzero(network)
+    if zeros == size:
+        return Condition(network.values.new_zeros(size), size)
+    at = torch.randint(len(others), (size - zeros,), device=others.device)
+    return Condition(torch.cat([others.new_zeros(zeros), others[at]]), zeros)
+
+
+def in_turn(network: Conditional, size: int) -> Condition:
+    """The zeros, then the other lambdas one after the other; draws nothing."""
+    zeros, others = leading(network.lambdas, size), _nonzero(network)
+    times = -(-(size - zeros) // max(len(others), 1))
+    return Condition(torch.cat([others.new_zeros(zeros), others.repeat(times)])[:size], zeros)
+
+
+def _nonzero(network: Conditional) -> Tensor:
+    return network.values[1:] if 0 in network.lambdas else network.values
+
+
+def require_conditional(model: nn.Module, who: str) -> None:
+    """Raise ValueError unless `model` is one; the message names those that are."""
+    if not isinstance(model, Conditional):
+        raise ValueError(
+            f"{who} trains one network for every lambda, and {type(model).__name__} takes none. "
+            "Use model=oat_small_cnn, oat_resnet34, oat_wrn_16_8 or oat_wrn_40_2; for one fixed "
+            "lambda, defense=mixed_at defense.share=LAMBDA."
+        )
