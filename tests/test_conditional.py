@@ -59,7 +59,7 @@ WRN_40_2 = partial(oat_wide_resnet, depth=40, width=2, dropout=0.3)
     ("build", "shape", "changed", "parameters", "mmac", "count"),
     [
         (oat_resnet34, (3, 32, 32), {}, 33_355_466, 1171.4, 72),
-        (oat_resnet34, (3, 32, 32), {"encoding": "none", "dual": False}, 31_403_978, 1169.4, 36),
+        (oat_resnet34, (3, 32, 32), {"encoding": "none", "dual": False}, 31_403_978, 1169.5, 36),
         (WRN_16_8, (3, 32, 32), {}, 16_228_922, 1553.4, 26),
         (WRN_40_2, (3, 96, 96), {}, 3_886_394, 2950.0, 74),
         (oat_small_cnn, (1, 8, 8), {}, 74_794, 0.4, 4),
