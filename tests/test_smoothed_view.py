@@ -9,6 +9,7 @@ from torch import nn
 
 from advtrain.attacks.guard import modules_of
 from advtrain.attacks.pgd import pgd
+from advtrain.averaged import passes
 from advtrain.models.views import smoothed
 from advtrain.threat import L2
 
@@ -77,8 +78,9 @@ def test_without_a_seed_noise_is_fresh_for_each_image_and_from_the_global_state(
 
 def test_all_draws_of_all_images_are_one_forward_pass():
     model = Steps()
-    smoothed(model, sigma=0.5, draws=7, seed=3)(images())
-    assert model.sizes == [35]
+    view = smoothed(model, sigma=0.5, draws=7, seed=3)
+    view(images())
+    assert model.sizes == [35] and passes(view) == 7
 
 
 def test_gradients_are_those_of_the_mean():

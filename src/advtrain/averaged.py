@@ -19,6 +19,8 @@ class Averaged(nn.Module):
     Memory for gradients is that of `draws` passes of a batch, however they are cut.
     """
 
+    repeats = True
+
     def __init__(self, network: nn.Module, draws: int) -> None:
         super().__init__()
         self.network = network
@@ -62,7 +64,15 @@ def rewrapped(model: nn.Module, network: nn.Module) -> nn.Module:
 
 
 def passes(model: object) -> int:
-    """Forward passes of the network inside for one call of `model`."""
+    """Forward passes of the network inside for one call of `model`.
+
+    A module that says `repeats = True` makes `draws` of them.
+    """
     if not isinstance(model, nn.Module):
         return 1
-    return prod(part.draws for part in model.modules() if isinstance(part, Averaged))
+    draws: list[int] = [
+        getattr(part, "draws", 1)
+        for part in model.modules()
+        if getattr(part, "repeats", False) is True
+    ]
+    return prod(draws)

@@ -178,6 +178,8 @@ class NoiseFree(nn.Module):
 class SoftSmoothed(nn.Module):
     """See `smoothed`. A call makes one forward pass of draws x B images, (draws, B) flattened."""
 
+    repeats = True
+
     def __init__(self, model: Classifier, sigma: float, draws: int, seed: int | None) -> None:
         super().__init__()
         self.model, self.sigma, self.draws, self.seed = model, sigma, draws, seed
