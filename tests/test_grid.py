@@ -21,8 +21,11 @@ def test_a_grid_ends_in_one_table_with_seeds_folded(tmp_path):
     top = tmp_path / "sweep"
     for name in ("table.md", "table.tex", "table.csv", "report.html"):
         assert (top / name).stat().st_size > 0
-    lines = [line for line in (top / "table.md").read_text().splitlines() if line.startswith("|")]
-    assert len(lines) == 4  # a head, a rule, and a line per defense
+    text = (top / "table.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rules = [place for place, line in enumerate(lines) if line.startswith("| ---")]
+    assert rules == [1, 5]  # accuracies: a head, a rule, a line per defense; then certificates
+    lines = lines[:4]
     assert "trades" in found.stdout and "pgd_at" in found.stdout
     with (top / "table.csv").open() as file:
         assert {row["seeds"] for row in csv.DictReader(file)} == {"2"}

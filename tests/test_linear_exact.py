@@ -318,7 +318,7 @@ def test_the_program_refuses_a_deep_network_with_a_sentence(tmp_path, capsys):
     assert configuration("defense=linear_exact")["model"]["_target_"].endswith("linear.linear")
     capsys.readouterr()
     bad = run(tmp_path / "row", *FITTING, "eval=linear", "defense=standard", "model=small_cnn")
-    assert bad["exit_code"] == 1 and "row exact: The logits are not linear" in bad["error"]
+    assert bad["exit_code"] == 1 and "exact: The logits are not linear" in bad["error"]
 
 
 def test_images_outside_the_box_count_only_in_a_row_that_says_so():
