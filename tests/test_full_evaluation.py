@@ -167,7 +167,8 @@ def test_a_network_that_misleads_is_named_at_once(tmp_path, caplog, network, che
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert check in [warning["check"] for warning in found["warnings"]]
     assert any(check in record.getMessage() for record in caplog.records)
-    (message,) = (each["message"] for each in found["warnings"] if each["check"] == check)
+    told = [each for each in found["warnings"] if each["row"] == "model"]
+    (message,) = (each["message"] for each in told if each["check"] == check)
     assert escape(message) in (tmp_path / "out" / "report.html").read_text()
 
 
