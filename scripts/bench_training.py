@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import date
+from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -203,7 +204,8 @@ def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
     frozen = deepcopy(model).requires_grad_(False)
     for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data  # one set of weights, seen with and without a wish for gradients
-    x, y = step.x, step.y
+    copies = ceil(max(each.images for each in passes) / len(step.x))  # of an image in a pass
+    x, y = torch.cat([step.x] * copies), torch.cat([step.y] * copies)
 
     def run() -> None:
         losses = []
