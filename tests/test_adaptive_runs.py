@@ -10,7 +10,8 @@ from advtrain.certification.adaptive import certify_radii
 from advtrain.certification.draws import DRAWS
 from advtrain.certification.log import read
 from advtrain.certification.smoothing import Smoothed
-from advtrain.runs import Certification, load_run, setting
+from advtrain.plans import Certification
+from advtrain.runs import load_run, setting
 from advtrain.seeding import derive
 
 ASKED = ("eval.certify.n=600", "eval.certify.radii=[0.1,1/3]", "seed=3")

@@ -17,7 +17,7 @@ ROWS = (
     "training history watchdog rescue evaluation records results checkpoints tracking progress"
     " status reporting trust kinds digests probes masking answers lottery findings tolerance",
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
-    " planning run_training run_validation run_evaluation run_certification run_prediction"
+    " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}

@@ -123,8 +123,9 @@ def test_broken_and_repeated_lines_are_told_and_not_counted(tmp_path, line, comp
 
 def test_an_evaluation_leaves_its_shares_and_a_log_for_each_number_of_draws(whole):
     found = results(whole)["predict_study"]
-    assert found.keys() == {"sigma", "alpha", "gold_draws", "examples", "rows", "seconds"}
-    assert (found["gold_draws"], found["examples"]) == (300, 20)
+    settings = {"view", "sigma", "alpha", "gold_draws", "examples"}
+    assert found.keys() == settings | {"rows", "seconds"}
+    assert (found["view"], found["gold_draws"], found["examples"]) == ("identity", 300, 20)
     assert [row["n"] for row in found["rows"]] == [20, 50]
     for row in found["rows"]:
         assert sum(row[kind] for kind in (*KINDS, "abstain")) == pytest.approx(1, abs=1e-12)

@@ -135,14 +135,16 @@ def test_a_broken_entry_that_is_not_understood_is_an_error_too(tmp_path, broken)
     assert failure.startswith("1 certificate is BROKEN")
 
 
-def test_noise_precision_and_asked_radii_stand_at_the_row_or_under_it(tmp_path):
-    entry = certified(precision="bf16", radii=[0.25, 0.5], draws=2345.6, noise="gaussian")
+def test_view_noise_precision_and_asked_radii_stand_at_the_row_or_under_it(tmp_path):
+    entry = certified(precision="bf16", radii=[0.25, 0.5], draws=2345.6, view="lambda=0.2")
     report = of(put(tmp_path / "0", results(certified=entry)))
     for text in (markdown(report), shown(report, print_run)):
-        assert "digits (bf16)" in text and "holds for the network in bf16, not in fp32" in text
+        assert "digits (lambda=0.2, bf16)" in text
+        assert "holds for the network in bf16, not in fp32" in text
         assert "radii asked: 0.25, 0.5." in text and "2,346 an example on average" in text
     (line,) = csv.DictReader(io.StringIO(certificates_csv(report.claims)))
     assert (line["radii_asked"], line["draws"], line["precision"]) == ("0.25 0.5", "2345.6", "bf16")
+    assert line["view"] == "lambda=0.2"
 
 
 def test_radii_of_another_norm_stand_in_a_table_a_column_and_a_figure_of_their_own(tmp_path):

@@ -178,6 +178,7 @@ def test_every_row_of_a_stochastic_network_under_the_usual_evaluation_is_warned_
     )
     warned = {w["row"] for w in said(found, "stochastic")}
     assert warned == {"model", "clean", "fgsm", "pgd_linf", "pgd_l2", "certified"}
+    assert found["certified"]["view"] == "identity"
 
 
 def test_rows_through_what_the_layers_of_a_network_do_not_know_are_left_out(tmp_path):

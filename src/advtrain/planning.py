@@ -12,8 +12,9 @@ from advtrain.config import ConfigError
 from advtrain.digests import digest, fingerprint
 from advtrain.evaluation import Row, row_name, rows
 from advtrain.models.views import Unfit
+from advtrain.plans import Evaluation
 from advtrain.results import arguments, attack_name, spelled, unwrapped
-from advtrain.runs import Evaluation, Setting
+from advtrain.runs import Setting
 from advtrain.types import Attack, Combination, View
 
 Warnings = list[dict[str, str]]

@@ -22,9 +22,10 @@ from advtrain.certification.smoothing import Smoothed, streams_of
 from advtrain.certification.summary import default_radii, summarise
 from advtrain.digests import fingerprint
 from advtrain.modes import crafting
+from advtrain.plans import Certification
 from advtrain.precision import computing_in
 from advtrain.progress import Progress
-from advtrain.runs import Certification, Setting
+from advtrain.runs import Setting
 from advtrain.seeding import derive, stream
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from advtrain.files import write_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, refuse_names, scenes, viewed
+from advtrain.plans import Evaluation
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
@@ -37,7 +38,7 @@ from advtrain.results import document, printable, row_record, worst_case
 from advtrain.run_certification import doubted
 from advtrain.run_guarantees import ABSENT, guarantees, require_provable
 from advtrain.run_pictures import keep_pictures
-from advtrain.runs import Evaluation, Setting, parameters
+from advtrain.runs import Setting, parameters
 from advtrain.seeding import stream
 
 logger = logging.getLogger(__name__)

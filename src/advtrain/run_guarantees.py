@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from advtrain import affine
 from advtrain.certification.linear import Distances, distances, summary
 from advtrain.modes import crafting
+from advtrain.plans import Evaluation
 from advtrain.precision import full_precision
 from advtrain.run_certification import certify
 from advtrain.run_prediction import study
 from advtrain.run_soundness import soundness
-from advtrain.runs import Evaluation, Setting
+from advtrain.runs import Setting
 
 ABSENT: Mapping[str, Any] = {"exact": None, "predict_study": None, "certified": None}
 """The entries of results.json of an evaluation that asks for none of them."""
@@ -25,17 +26,23 @@ def guarantees(
     seen: str,
     stop: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """Entries of results.json, each as soon as it is known; `seen` names network and examples."""
+    """Entries of results.json, each as soon as it is known, of `model`: the first view.
+
+    `seen` names network and examples.
+    """
+    view = next(iter(plan.views))
     if plan.exact is not None:
         yield {"exact": exact(model, setting, plan)}
     if plan.predict is not None:
-        yield {"predict_study": study(model, setting, plan.predict, seen, stop)}
+        studied = study(model, setting, plan.predict, seen, stop)
+        yield {"predict_study": {"view": view, **studied}}
     if plan.certify is not None:
-        certified = {**certify(model, setting, plan.certify, seen, stop), "soundness": None}
+        found = certify(model, setting, plan.certify, seen, stop)
+        certified = {"view": view, **found, "soundness": None}
         yield {"certified": certified}
         if plan.certify.attack is not None:
-            found = soundness(model, setting, plan.certify, seen, stop)
-            yield {"certified": {**certified, "soundness": found}}
+            attacked = soundness(model, setting, plan.certify, seen, stop)
+            yield {"certified": {**certified, "soundness": attacked}}
 
 
 def require_provable(model: nn.Module, setting: Setting, plan: Evaluation) -> None:

@@ -18,10 +18,11 @@ from advtrain.digests import fingerprint
 from advtrain.inference import swift
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting
+from advtrain.plans import Certification
 from advtrain.precision import computing_in, full_precision
 from advtrain.progress import Progress
 from advtrain.results import spelled
-from advtrain.runs import Certification, Setting
+from advtrain.runs import Setting
 from advtrain.seeding import derive, stream
 
 logger = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ from advtrain.freezing import Freezing
 from advtrain.history import History
 from advtrain.models.spectral_norm import refresh
 from advtrain.optimizers import require_rates
+from advtrain.plans import Validation
 from advtrain.progress import Progress
 from advtrain.rescue import Rescue
 from advtrain.run_validation import validate
-from advtrain.runs import Setting, Validation, make_model, start_weights
+from advtrain.runs import Setting, make_model, start_weights
 from advtrain.stopping import Stopped
 from advtrain.tracking import Tracker
 from advtrain.training import (

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.evaluation import Row, Subject, judge
-from advtrain.runs import Setting, Validation
+from advtrain.plans import Validation
+from advtrain.runs import Setting
 from advtrain.seeding import stream
 from advtrain.types import Defense
 

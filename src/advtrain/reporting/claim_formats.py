@@ -89,7 +89,8 @@ def comma_separated(tables: Sequence[Claims]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     kinds = ("certified", "high_probability", "published")
     keys = [f"{kind}_{radius:g}" for kind in kinds for radius in radii]
-    first = ["configuration", "kind", "norm", "noise", "precision", "sigma", "n0", "n", "alpha"]
+    first = ["configuration", "kind", "view", "norm", "noise", "precision"]
+    first += ["sigma", "n0", "n", "alpha"]
     last = ["seeds", "examples", "abstain", "acr", "acr_std", "radii_asked", "draws"]
     last += ["soundness_attack", "soundness_examples", "soundness_broken", "source", "remarks"]
     writer.writerow([*first, *keys, *last])
@@ -106,8 +107,8 @@ def comma_separated(tables: Sequence[Claims]) -> str:
 def _settings(claim: Claim) -> list[object]:
     found = claim.found
     if found is None:
-        return [claim.label, "exact", claim.norm, *[None] * 6]
-    told = [claim.label, "smoothing", claim.norm, found.noise, found.precision]
+        return [claim.label, "exact", None, claim.norm, *[None] * 6]
+    told = [claim.label, "smoothing", found.view, claim.norm, found.noise, found.precision]
     return [*told, found.sigma, found.n0, found.n, found.alpha]
 
 

@@ -22,11 +22,14 @@ def axis(norm: str) -> str:
 
 
 def name(claim: Claim) -> str:
-    """The label, and what sets this certificate apart from one of Gaussian noise in fp32."""
+    """The label, and what sets this certificate apart from one of the network itself, of
+    Gaussian noise, in fp32.
+    """
     found = claim.found
     if found is None:
         return f"{claim.label} (exact)"
-    told = [f"{found.noise} noise"] if found.noise != "gaussian" else []
+    told = [found.view] if found.view != "identity" else []
+    told += [f"{found.noise} noise"] if found.noise != "gaussian" else []
     told += [found.precision] if found.precision != "fp32" else []
     return f"{claim.label} ({', '.join(told)})" if told else claim.label
 

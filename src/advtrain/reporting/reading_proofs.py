@@ -15,7 +15,7 @@ CATEGORIES = (
 
 
 def certified(value: Any) -> Certified | None:
-    """The entry `certified`; what earlier versions do not tell is l2, gaussian and fp32."""
+    """The entry `certified`; what earlier versions do not tell is l2, gaussian, fp32, identity."""
     if not isinstance(value, Mapping):
         return None
     alpha, examples = values.number(value.get("alpha")), values.integer(value.get("examples"))
@@ -33,6 +33,7 @@ def certified(value: Any) -> Certified | None:
         norm=values.text(value.get("norm")) or "l2",
         noise=values.text(value.get("noise")) or "gaussian",
         precision=values.text(value.get("precision")) or "fp32",
+        view=values.text(value.get("view")) or "identity",
         asked=tuple(sorted({radius for radius in asked if radius is not None})),
         draws=values.number(value.get("draws")),
         high=_by_radius(value.get("high_probability")),
@@ -59,6 +60,7 @@ def study(value: Any) -> Study | None:
         gold_draws=values.integer(value.get("gold_draws")),
         examples=values.integer(value.get("examples")),
         rows=tuple(rows),
+        view=values.text(value.get("view")) or "identity",
     )
 
 

@@ -110,6 +110,7 @@ class Certified:
     norm: str = "l2"
     noise: str = "gaussian"
     precision: str = "fp32"
+    view: str = "identity"
     asked: tuple[float, ...] = ()
     draws: float | None = None
     high: dict[float, float] = field(default_factory=dict)
@@ -151,6 +152,7 @@ class Study:
     gold_draws: int | None
     examples: int | None
     rows: tuple[Answers, ...]
+    view: str = "identity"
     published: dict[str, float] = field(default_factory=dict)
 
 

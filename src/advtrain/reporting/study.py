@@ -18,7 +18,15 @@ Named = Sequence[tuple[str, Study]]
 
 def studies(named: Sequence[tuple[str, Run]]) -> list[tuple[str, Study]]:
     """Those of the runs that have one."""
-    return [(label, _beside_paper(run.study, run)) for label, run in named if run.study is not None]
+    return [
+        (_viewed(label, run.study), _beside_paper(run.study, run))
+        for label, run in named
+        if run.study is not None
+    ]
+
+
+def _viewed(label: str, study: Study) -> str:
+    return label if study.view == "identity" else f"{label} ({study.view})"
 
 
 def _beside_paper(study: Study, run: Run) -> Study:
