@@ -51,8 +51,10 @@ def test_where_clean_accuracy_falls_too_it_is_divergence():
         ([(0.8, 0.5), (0.8, 0.2)], 20),  # 30 points of 20 images are six of them
         ([(0.8, 0.1), (0.8, 0.5)], 1000),
         ([(0.8, 0.5), (0.8, 0.0)], 0),
+        ([(0.1, 0.1), (0.83, 0.01)], 1000),
+        ([(0.1, 0.1), (0.7, 0.02), (0.83, 0.01)], 1000),
     ],
-    ids=["one epoch", "a small fall", "few images", "a rise", "no image"],
+    ids=["one epoch", "a small fall", "few images", "a rise", "no image", "learning", "learnt"],
 )
 def test_no_alarm_without_reason(pairs, images):
     assert alarm(reports(*pairs), images) is None

@@ -27,6 +27,8 @@ class Watchdog:
     A fall of adversarial accuracy by more than `drop`, or half of it where that is less, and by
     more than `CERTAIN` standard errors, below the best epoch is collapse; where clean accuracy
     falls as far, too, divergence. A method that does not aim at robustness can only diverge.
+    Epochs with less than half of the best clean accuracy are no measure: a network at chance gives
+    one class whatever is done to its images, and loses that robustness by learning.
     `action`: `warn` says so and trains on; `stop` ends training, the checkpoint of the best epoch
     being kept; `back` returns to the state of the best epoch and trains on from there, at most
     `attempts` times, then stops. Losses that are not finite end training with an error where the
@@ -55,8 +57,12 @@ class Watchdog:
         judged = [report for report in reports if judged_by in report]
         if len(judged) < 2 or not images or judged[-1] is not reports[-1]:
             return None
-        now = judged[-1]
-        best = max(judged[:-1], key=lambda report: report[judged_by])
+        *before, now = judged
+        learnt = max(report[CLEAN] for report in judged) / 2
+        before = [report for report in before if report[CLEAN] >= learnt]
+        if not before:
+            return None
+        best = max(before, key=lambda report: report[judged_by])
         high, low = best[judged_by], now[judged_by]
         least = max(min(self.drop, high / 2), CERTAIN * _error(high, low, images))
         if high - low <= least:
