@@ -18,6 +18,7 @@ from advtrain.reporting import (
     study,
     wording,
 )
+from advtrain.reporting.bibliography import cited
 from advtrain.reporting.claims import Claims
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired import Pairing
@@ -76,6 +77,7 @@ def run_page(run: Run, report: Report, plots: Iterable[Path]) -> str:
         tiles=_tiles(run),
         pictures=_pictures(plots),
         command=command(run),
+        references=cited([run]),
     )
 
 
@@ -107,6 +109,7 @@ def set_page(heading: str, report: Report, plots: Iterable[Path], out: Path) -> 
         reach=_reach(report.pairings),
         pictures=_pictures(plots),
         entries=entries,
+        references=cited(runs),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from advtrain.files import write_text
-from advtrain.reporting import comparison, paired_formats, plots, report
+from advtrain.reporting import bibliography, comparison, paired_formats, plots, report
 from advtrain.reporting.claim_plots import certified_curves
 from advtrain.reporting.claims import Claims, Wanted
 from advtrain.reporting.frontier_plots import frontier_curves
@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def write_run(run_dir: Path, wanted: Wanted | None = None) -> Report:
-    """table.{md,tex,csv}, plots/*.png and report.html of one run; may be called again any time.
+    """table.{md,tex,csv}, plots/*.png, references.bib and report.html of one run; may be called
+    again any time.
 
     A plot that cannot be drawn is told in one line and left out. Raises OSError when the
     directory cannot be written.
@@ -77,6 +78,7 @@ def _logs(sources: Sources, given: Sequence[Path], wanted: Wanted) -> tuple[list
 
 
 def _write_tables(found: Report, out: Path, run: Run | None = None) -> None:
+    write_text(out / "references.bib", bibliography.bibtex(bibliography.cited(found.runs)))
     write_text(out / "table.md", report.markdown(found, run))
     write_text(out / "table.tex", report.latex(found))
     for name, text in report.comma_separated(found).items():
