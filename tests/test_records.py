@@ -1,7 +1,7 @@
 """The log of verdicts: what was written comes back, and damage is told."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -15,6 +15,12 @@ def path(tmp_path):
     path = tmp_path / "verdicts.jsonl"
     VerdictLog(path).append(GOOD)
     return path
+
+
+def test_classes_come_back(path):
+    told = replace(GOOD, row="c", labels=(3, 1, 0), answers=(3, -1, 2))
+    VerdictLog(path).append(told)
+    assert VerdictLog(path).find("c", (0, 1, 2)) == told
 
 
 def test_verdicts_come_back_and_a_torn_last_line_is_cut_off(path):
@@ -42,6 +48,10 @@ def test_verdicts_come_back_and_a_torn_last_line_is_cut_off(path):
                 {"row": ["k"]},
                 {"seconds": None},
                 {"more": 1},
+                {"answers": [1, 2]},
+                {"answers": [1, 2, -2]},
+                {"labels": [0, 1, -1]},
+                {"labels": [0, 1, 1.5]},
             )
         ),
     ],

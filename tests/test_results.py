@@ -13,7 +13,8 @@ from advtrain.attacks.square import square
 from advtrain.attacks.transfer import transfer
 from advtrain.attacks.worst_of import WorstOf
 from advtrain.evaluation import Outcome, Stage, rows
-from advtrain.results import STRENGTH, attack_name, row_record, spelled
+from advtrain.records import Verdicts
+from advtrain.results import STRENGTH, attack_name, confusion, row_record, spelled
 from advtrain.threat import L2, Linf
 
 EPS = Linf(8 / 255)
@@ -101,3 +102,22 @@ def test_a_function_of_someone_else_is_told_with_its_module():
 
     assert attack_name(climbing) == "climbing"
     assert spelled(partial(climbing, threat=EPS)).startswith(f"{__name__}.climbing(threat=")
+
+
+def verdicts(at, labels=(), answers=()):
+    bits = "0" * len(at)
+    return Verdicts("k", at, bits, bits, 0, 0, 0, 0, 0.0, labels=labels, answers=answers)
+
+
+def test_confusion_counts_the_answer_at_the_last_proposal_for_each_example():
+    first = verdicts((0, 1, 2, 3), (0, 0, 1, 2), (1, 0, 1, -1))
+    later = verdicts((1, 2), (0, 1), (2, 1))
+    assert confusion([first]) == {"confusion": [[1, 1, 0], [0, 1, 0], [0, 0, 0]]}
+    assert confusion([first, later]) == {"confusion": [[0, 1, 1], [0, 1, 0], [0, 0, 0]]}
+
+
+@pytest.mark.parametrize(
+    "found", [[], [verdicts((0,))], [verdicts((0,), (20,), (1,))]], ids=["none", "old", "many"]
+)
+def test_no_confusion_without_answers_or_of_too_many_classes(found):
+    assert confusion(found) == {}

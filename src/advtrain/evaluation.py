@@ -233,7 +233,7 @@ def judge(
             logits = judging(point)
             draws = tuple(_bits(right(drawing(point), y)) for _ in range(looks))
     broken = valid & ~torch.isfinite(logits).all(1)
-    stands = right(logits, y)
+    stands, named = right(logits, y), logits.argmax(1)
     adversarial = stands if attack is None else torch.where(valid, stands, clean)
     if show is not None and attack is not None:
         show(x, x_adv, y, logits)
@@ -248,6 +248,8 @@ def judge(
         backward_passes=counted.backward_passes,
         seconds=round(time.perf_counter() - began, 4),
         draws=draws,
+        labels=tuple(y.tolist()),
+        answers=tuple(named.where(torch.isfinite(logits).all(1), -1).tolist()),
     )
 
 

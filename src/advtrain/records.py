@@ -21,7 +21,8 @@ class Verdicts:
     proposal, robust: right on the image and the proposal, one character 0 or 1 per example; an
     invalid proposal counts as the image itself. outside: proposals outside the set or not
     finite. non_finite: valid proposals with logits that are not finite, which name no class.
-    draws: of a stochastic network, `adversarial` by each of several single draws.
+    draws: of a stochastic network, `adversarial` by each of several single draws. labels: of the
+    examples; answers: the classes named at the proposals, -1 for none. Both empty in old lines.
     """
 
     row: str
@@ -34,6 +35,8 @@ class Verdicts:
     backward_passes: int
     seconds: float
     draws: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    answers: tuple[int, ...] = ()
 
 
 class VerdictLog:
@@ -78,7 +81,8 @@ class VerdictLog:
 def parsed(fields: Any) -> Verdicts:
     """The verdicts of a line. ValueError, TypeError, KeyError: it does not hold together."""
     at = tuple(fields["at"])
-    found = Verdicts(**{**fields, "at": at, "draws": tuple(fields.get("draws", ()))})
+    lists = {key: tuple(fields.get(key, ())) for key in ("draws", "labels", "answers")}
+    found = Verdicts(**{**fields, "at": at, **lists})
     numbers = (found.outside, found.non_finite, found.forward_passes, found.backward_passes)
     if not all(type(value) is int and value >= 0 for value in (*found.at, *numbers)):
         raise ValueError("a place or a count is no whole number")
@@ -87,6 +91,11 @@ def parsed(fields: Any) -> Verdicts:
     for bits in (found.adversarial, found.robust, *found.draws):
         if len(bits) != len(found.at) or not set(bits) <= {"0", "1"}:
             raise ValueError("there is not one character 0 or 1 for each example")
+    for classes, least in ((found.labels, 0), (found.answers, -1)):
+        if classes and len(classes) != len(found.at):
+            raise ValueError("there is not one class for each example")
+        if not all(type(each) is int and each >= least for each in classes):
+            raise ValueError("a class is no whole number")
     return found
 
 

@@ -1,6 +1,7 @@
 """results.json: the numbers of an evaluation, derived from verdicts alone."""
 
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from advtrain.records import Verdicts, interval
 from advtrain.types import Threat
 
 SCHEMA = 1
+MAX_CLASSES = 20  # of a confusion matrix
 NORMS = ("linf", "l2")
 SETTINGS = (
     *("steps", "restarts", "version", "queries"),
@@ -103,7 +105,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
     `accuracy_at_proposals` also counts those that the attack happened to make right; papers that
     attack every image print that one. `robust` says of each example whether it stands. A
     combination has `stages`: the accuracy after each of its attacks. `draws`, of a stochastic
-    network: see `spread`.
+    network: see `spread`. `confusion`: see there.
     """
     row, n = outcome.row, len(outcome.standing)
     found = [each for stage in outcome.stages for each in stage.verdicts]
@@ -125,6 +127,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
         **({"stages": _stages(outcome)} if row.members else {}),
         "key": row.key,
         "robust": "".join("1" if stands else "0" for stands in outcome.standing),
+        **confusion(found),
     }
 
 
@@ -143,6 +146,26 @@ def spread(found: Sequence[Verdicts]) -> dict[str, Any]:
     each = zip(*looks, strict=True)
     told = {"n": len(looks), "mean": fmean(shares), "sd": stdev(shares) if len(looks) > 1 else None}
     return {"draws": {**told, "all": fmean(map(all, each))}}
+
+
+def confusion(found: Sequence[Verdicts]) -> dict[str, Any]:
+    """`confusion`: how many examples of each class (rows) got each answer (columns), or nothing.
+
+    Of each example the answer at the last proposal that was made for it, in a combination that of
+    the attack to which it fell. One that no class was named for is left out. Nothing where lines
+    tell no classes, or there are more than MAX_CLASSES.
+    """
+    answers: dict[int, tuple[int, int]] = {}
+    for each in found:
+        if len(each.answers) != len(each.at) or len(each.labels) != len(each.at):
+            return {}
+        answers |= dict(zip(each.at, zip(each.labels, each.answers, strict=True), strict=True))
+    size = 1 + max((max(pair) for pair in answers.values()), default=-1)
+    if not 0 < size <= MAX_CLASSES:
+        return {}
+    counts = Counter(answers.values())
+    table = [[counts[label, answer] for answer in range(size)] for label in range(size)]
+    return {"confusion": table}
 
 
 def norm_of(threat: Threat) -> str:

@@ -20,6 +20,7 @@ MAX_ROWS = 2_000
 MAX_EPOCHS = 20_000
 MAX_RUNS = 5_000
 MAX_STAGES = 100
+MAX_CLASSES = 100
 UNFINISHED = ("running", "failed", "interrupted", "invalid", "unreadable")
 
 
@@ -198,6 +199,7 @@ def _rows(value: Any) -> tuple[tuple[Row, ...], int]:
                 standing=_standing(row.get("robust"), accuracy),
                 through=values.text(row.get("through")),
                 draws=_draws(values.mapping(row.get("draws"))),
+                confusion=_confusion(row.get("confusion")),
             )
         )
     return tuple(rows), broken + max(0, len(values.items(value)) - MAX_ROWS)
@@ -225,6 +227,15 @@ def _stages(value: Any) -> tuple[Stage, ...]:
 def _draws(value: Mapping[str, Any]) -> Draws | None:
     n, mean = values.integer(value.get("n")), values.fraction(value.get("mean"))
     return None if n is None or mean is None else Draws(n, mean, values.number(value.get("sd")))
+
+
+def _confusion(value: Any) -> tuple[tuple[int, ...], ...]:
+    """A square of counts, or nothing."""
+    table = values.items(value)
+    counts = [[values.integer(count) for count in values.items(line)] for line in table]
+    square = len(table) <= MAX_CLASSES and all(len(line) == len(table) for line in counts)
+    known = [[each for each in line if each is not None and each >= 0] for line in counts]
+    return tuple(map(tuple, known)) if square and known == counts else ()
 
 
 def _standing(value: Any, accuracy: float) -> str:

@@ -34,6 +34,7 @@ class Row:
     empty where the file does not say so, or contradicts the accuracy. `configuration` is a name for
     all arguments of the attack: equal names, equal attacks. `through`: the view whose gradients it
     follows, if another than `view`. `draws`: what single draws say of the same proposals.
+    `confusion`: examples by class (rows) and answer (columns), square; empty if not told.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     standing: str = ""
     through: str = ""
     draws: Draws | None = None
+    confusion: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

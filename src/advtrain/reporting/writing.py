@@ -8,6 +8,7 @@ from advtrain.files import write_text
 from advtrain.reporting import bibliography, comparison, paired_formats, plots, report
 from advtrain.reporting.claim_plots import certified_curves
 from advtrain.reporting.claims import Claims, Wanted
+from advtrain.reporting.confusions import confusion_matrices
 from advtrain.reporting.frontier_plots import frontier_curves
 from advtrain.reporting.logs import Log, read_log
 from advtrain.reporting.page import run_page, set_page
@@ -100,6 +101,7 @@ def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
             **_certified(found.claims, folder, "certified"),
             "examples": example_pictures,
+            "confusion": lambda: confusion_matrices(run, folder / "confusion.png"),
             "frontier": lambda: frontier_curves(found.frontiers, folder / "frontier.png"),
         }
     )
