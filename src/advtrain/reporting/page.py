@@ -34,6 +34,7 @@ PICTURES = {
     "certified": ("narrow", "Share of the examples that are certified correct, by radius."),
     "examples": ("photo", "Clean images, adversarial ones, and the difference, enlarged."),
     "confusion": ("wide", "Which classes the attacks turn into which."),
+    "radii": ("narrow", "Accuracy under attack, by the radius of the attack."),
     "robust_curves": ("narrow", "Accuracy under attack on the validation set over the epochs."),
     "frontier": ("narrow", "Standard and robust accuracy, lambda by lambda."),
 }

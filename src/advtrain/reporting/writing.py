@@ -12,11 +12,13 @@ from advtrain.reporting.confusions import confusion_matrices
 from advtrain.reporting.frontier_plots import frontier_curves
 from advtrain.reporting.logs import Log, read_log
 from advtrain.reporting.page import run_page, set_page
+from advtrain.reporting.radius_plots import radius_curves
 from advtrain.reporting.reading import read_metrics, read_run
 from advtrain.reporting.records import Run
 from advtrain.reporting.report import Report, report_of
 from advtrain.reporting.series import read_examples
 from advtrain.reporting.sources import Sources, find
+from advtrain.reporting.tables import Table
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,7 @@ def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
             "accuracy": lambda: plots.accuracy_bars(run, folder / "accuracy.png"),
             **_certified(found.claims, folder, "certified"),
             "examples": example_pictures,
+            "radii": lambda: radius_curves([("", run)], folder / "radii.png"),
             "confusion": lambda: confusion_matrices(run, folder / "confusion.png"),
             "frontier": lambda: frontier_curves(found.frontiers, folder / "frontier.png"),
         }
@@ -109,16 +112,23 @@ def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
 
 def _set_plots(found: Report, out: Path) -> list[Path]:
     folder, table = out / "plots", found.table
-    for old in [*folder.glob("certified*.png"), *folder.glob("frontier.png")]:
+    stale = ("certified*.png", "frontier.png", "radii.png")
+    for old in [path for pattern in stale for path in folder.glob(pattern)]:
         old.unlink()
     return _drawn(
         {
             "accuracy": lambda: comparison.accuracy_dots(table, folder / "accuracy.png"),
             "robust_curves": lambda: comparison.robust_curves(table, folder / "robust_curves.png"),
+            "radii": lambda: radius_curves(_first_runs(table), folder / "radii.png"),
             **_certified(found.claims, folder, "certified_curves"),
             "frontier": lambda: frontier_curves(found.frontiers, folder / "frontier.png"),
         }
     )
+
+
+def _first_runs(table: Table) -> list[tuple[str, Run]]:
+    """Each configuration with its first seed."""
+    return list({line.label: (line.label, line.runs[0]) for line in table.lines}.values())
 
 
 def _certified(
