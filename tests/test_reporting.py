@@ -164,7 +164,7 @@ def test_a_page_shows_hostile_text_as_text(tmp_path):
     write_set([tmp_path], tmp_path)
     for page in (tmp_path / "0" / "report.html", tmp_path / "report.html"):
         text = page.read_text()
-        assert "<script" not in text and "<img src=x" not in text
+        assert text.count("<script") == 1 and "<img src=x" not in text  # that of the page itself
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
@@ -193,7 +193,7 @@ def test_a_page_needs_no_network_and_holds_what_it_must(tmp_path):
     drawn = {path.name for path in (directory / "plots").iterdir()}
     assert drawn == {"curves.png", "accuracy.png", "certified.png", "examples.png"}
     text = (directory / "report.html").read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|<link|<script""", text)
+    assert not re.search(r"""(src|href)=["'](?!data:)|url\(|@import|<link|<script.+src""", text)
     assert text.count("data:image/png;base64,") == 3
     place = text.index("robust beats clean")
     assert text.index(">pgd_linf<") < place < text.index("worst linf<")

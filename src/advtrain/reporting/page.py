@@ -1,6 +1,7 @@
 """The report: one HTML page that needs nothing beside itself, from records alone."""
 
 import base64
+import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
@@ -250,5 +251,8 @@ def _render(name: str, **values: Any) -> str:
         "frontier_sentences": frontier_formats.sentences,
     }
     style = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    script = Markup((TEMPLATES / "sort.js").read_text(encoding="utf-8"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     pages.globals |= {"dash": wording.DASH, "style": style, "frontier_head": frontier_formats.HEAD}
+    pages.globals |= {"script": script, "digest": digest}  # no other script may run
     return pages.get_template(name).render(**values)
