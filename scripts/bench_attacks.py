@@ -10,11 +10,9 @@ two. Verdicts are taken afresh on the plain network in float32, and so is the li
 """
 
 import argparse
-import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import deepcopy
-from datetime import date
 from functools import partial
 from statistics import median
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 from bench_peers import PEERS, Settings, bound, installed
 from bench_subject import KINDS, Subject, subject
-from benchmark import CLOCKS, Pass, Tape, Taped, interleaved, limit, machine, ratio
+from benchmark import CLOCKS, Pass, Table, Tape, Taped, heading, interleaved, limit, ratio
 from torch import Tensor, nn
 
 from advtrain.attacks.apgd import apgd
@@ -40,7 +38,16 @@ Make = Callable[[Any], Callable[[], Tensor] | None]
 """Prepares an attack on a network or a tape; what that returns is run and timed, None: no such."""
 
 ATTACKS = ("fgsm", "pgd", "pgd_l2", "mim", "apgd", "autoattack")
-COLUMNS = ("attack", "by", "passes F/B", "ms", "of the limit", "of ours", "robust", "differ")
+COLUMNS = {
+    "attack": 10,
+    "by": 13,
+    "passes F/B": 12,
+    "ms": 9,
+    "of the limit": 19,
+    "of ours": 19,
+    "robust": 7,
+    "differ": 6,
+}
 OURS, AS_IS, FULL = "ours", "ours, as is", "ours, fp32"
 
 
@@ -57,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         low_precision(model)
     target = given._replace(model=model, x=given.x.to(device), y=given.y.to(device))
     peers = {peer: installed(peer) for peer in options.peers}
-    heading(options, target, peers)
-    table = Table(options.markdown)
+    right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
+    heading(options, f"{options.model}, {target.story}; {right}", others=peers)
+    table = Table(COLUMNS, markdown=options.markdown)
     for attack in options.attacks:
         present = [peer for peer, known in peers.items() if known]
         for row in compare(attack, target, present, options):
@@ -110,25 +118,6 @@ def _chosen(text: str, allowed: Collection[str]) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r}; allowed are {', '.join(allowed)}")
     return names
-
-
-def heading(options: argparse.Namespace, target: Subject, peers: Mapping[str, str | None]) -> None:
-    """What the figures depend on; peers that are not installed are named."""
-    versions = {
-        "torch": torch.__version__,
-        **{name: found for name, found in peers.items() if found},
-    }
-    lacking = [name for name, found in peers.items() if found is None]
-    right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
-    lines = [
-        f"{date.today()}, {machine(target.x.device)}",
-        ", ".join(f"{name} {each}" for name, each in versions.items()),
-        f"{options.model}, {target.story}; {right}",
-        f"{options.rounds} rounds, medians (and extremes), {options.clock} time",
-        "python " + " ".join(sys.argv),
-        *(f"skipped: {name} is not installed" for name in lacking),
-    ]
-    print("\n".join(lines), end="\n\n", flush=True)
 
 
 def compare(
@@ -230,22 +219,6 @@ def standing(target: Subject, x_adv: Tensor) -> Tensor:
 
 def accuracy(target: Subject, x: Tensor) -> float:
     return float(standing(target, x).float().mean())
-
-
-class Table:
-    """Rows as they come, in columns or for Markdown."""
-
-    def __init__(self, markdown: bool) -> None:
-        self.markdown = markdown
-        self.add(COLUMNS)
-        if markdown:
-            self.add(["---"] * len(COLUMNS))
-
-    def add(self, cells: Sequence[str]) -> None:
-        widths = (10, 13, 12, 9, 19, 19, 7, 6)
-        padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
-        line = f"| {' | '.join(cells)} |" if self.markdown else "  ".join(padded).rstrip()
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

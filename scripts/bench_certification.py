@@ -19,7 +19,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -30,7 +29,7 @@ from unittest.mock import patch
 import torch
 from bench_peers import installed
 from bench_subject import KINDS, Subject, subject
-from benchmark import CLOCKS, interleaved, machine, ratio
+from benchmark import CLOCKS, Table, heading, interleaved, ratio
 from scipy import stats
 from torch import nn
 
@@ -42,8 +41,13 @@ from advtrain.precision import low_precision
 Certificate = tuple[int, float]
 Run = Callable[[], Certificate | None]
 
-COLUMNS = ("by", "ms", "noisy images/s", "speed, of the bare loop", "first image")
-WIDTHS = (10, 10, 14, 24, 16)
+COLUMNS = {
+    "by": 10,
+    "ms": 10,
+    "noisy images/s": 14,
+    "speed, of the bare loop": 24,
+    "first image": 16,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,12 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.precision == "bf16":
         low_precision(model)
     target = given._replace(model=model, x=given.x.to(device), y=given.y.to(device))
-    heading(options, target)
+    heading(
+        options,
+        f"{options.model}, {target.story}; {options.images} images, n0 {options.n0}, n {options.n}",
+        *(["skipped: cohen, as --cohen names no file"] if options.cohen is None else []),
+        others={"art": installed("art")},
+    )
     with supplied():
+        table = Table(COLUMNS, markdown=options.markdown)
         for row in compare(target, options):
-            widths = zip(row, WIDTHS, strict=True)
-            padded = "  ".join(f"{cell:{width}}" for cell, width in widths).rstrip()
-            print(f"| {' | '.join(row)} |" if options.markdown else padded, flush=True)
+            table.add(row)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -103,23 +111,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def heading(options: argparse.Namespace, target: Subject) -> None:
-    """What the figures depend on."""
-    art = installed("art")
-    lines = [
-        f"{date.today()}, {machine(target.x.device)}",
-        f"torch {torch.__version__}" + (f", art {art}" if art else ""),
-        f"{options.model}, {target.story}; {options.images} images, n0 {options.n0}, n {options.n}",
-        f"{options.rounds} rounds, medians (and extremes), {options.clock} time",
-        "python " + " ".join(sys.argv),
-        *(["skipped: art is not installed"] if art is None else []),
-        *(["skipped: cohen, as --cohen names no file"] if options.cohen is None else []),
-    ]
-    print("\n".join(lines), end="\n\n", flush=True)
-
-
 def compare(target: Subject, options: argparse.Namespace) -> Iterator[Sequence[str]]:
-    """The head of the table, then a row per contestant."""
+    """A row per contestant."""
     runs: dict[str, Run] = {"bare loop": bare(target, options), "ours": ours(target, options)}
     if options.cohen is not None:
         runs["cohen"] = cohen(target, options)
@@ -128,9 +121,6 @@ def compare(target: Subject, options: argparse.Namespace) -> Iterator[Sequence[s
     first = {name: run() for name, run in runs.items()}
     seconds = interleaved(runs, rounds=options.rounds, clock=options.clock, device=target.x.device)
     total = options.images * (options.n0 + options.n)
-    yield COLUMNS
-    if options.markdown:
-        yield ["---"] * len(COLUMNS)
     for name, each in seconds.items():
         found = first[name]
         yield [

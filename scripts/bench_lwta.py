@@ -7,15 +7,13 @@ of a training pass (to the weights), within rounds. Evaluation mode but for the 
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 from functools import partial
 from statistics import median
 
 import torch
 import torch.nn.functional as F
-from benchmark import CLOCKS, interleaved, machine, ratio
+from benchmark import CLOCKS, Table, heading, interleaved, ratio
 from torch import Tensor, nn
 
 from advtrain.memory import keep_freed
@@ -25,7 +23,7 @@ from advtrain.models.wide_resnet import wide_resnet
 
 RAW = {"mean": None, "std": None}
 DRAWS = {"train_temperature": 0.67, "test_temperature": 0.01}
-COLUMNS = ("network", "pass", "ReLU, ms", "LWTA, ms", "LWTA over ReLU")
+COLUMNS = {"network": 10, "pass": 15, "ReLU, ms": 9, "LWTA, ms": 9, "LWTA over ReLU": 22}
 SUBJECTS: dict[str, tuple[tuple[int, int, int], Callable, Callable]] = {
     "wrn_34_1": (
         (3, 32, 32),
@@ -41,20 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     keep_freed()
     torch.set_num_threads(options.threads)
-    print(
-        f"{date.today()}, {machine(torch.device(options.device))}, torch {torch.__version__}",
-        f"batch {options.batch}, {options.competitors} competitors; {options.rounds} rounds, "
-        f"medians (and extremes), {options.clock} time",
-        "python " + " ".join(sys.argv),
-        sep="\n",
-        end="\n\n",
-    )
-    show(COLUMNS, options.markdown)
-    if options.markdown:
-        show(["---"] * len(COLUMNS), True)
+    heading(options, f"batch {options.batch}, {options.competitors} competitors")
+    table = Table(COLUMNS, markdown=options.markdown)
     for name in options.models:
         for row in measure(name, options):
-            show(row, options.markdown)
+            table.add(row)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -119,12 +108,6 @@ def to_weights(network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 PASSES = {"forward": forward, "and to images": to_images, "and to weights": to_weights}
-
-
-def show(cells: Sequence[str], markdown: bool) -> None:
-    widths = (10, 15, 9, 9, 22)
-    padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
-    print(f"| {' | '.join(cells)} |" if markdown else "  ".join(padded).rstrip(), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ weights 2. Every method is the one of its YAML, on random images.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from datetime import date
 from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from bench_subject import KINDS
-from benchmark import interleaved, machine, ratio
+from benchmark import CLOCKS, Table, heading, interleaved, ratio
 from torch import Tensor, nn
 
 from advtrain.averages import Last
@@ -34,7 +32,7 @@ from advtrain.precision import low_precision
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
 
-COLUMNS = ("method", "passes", "units", "ms", "of the bare loop")
+COLUMNS = {"method": 14, "passes": 34, "units": 6, "ms": 9, "of the bare loop": 19}
 LAYERS = (nn.Conv2d, nn.Linear)
 CONDITIONAL = {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"}
 """What stands in for a network where the method asks for a conditional one."""
@@ -74,19 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     keep_freed()
     torch.set_num_threads(options.threads)
-    print(
-        f"{date.today()}, {machine(torch.device(options.device))}, torch {torch.__version__}",
-        f"{options.model}, batch {options.batch}, {options.precision}, attacks of "
-        f"{options.steps} steps; {options.rounds} rounds, medians (and extremes), wall time",
-        "python " + " ".join(sys.argv),
-        sep="\n",
-        end="\n\n",
+    heading(
+        options,
+        f"{options.model}, batch {options.batch}, {options.precision}, attacks of {options.steps} "
+        "steps",
     )
-    show(COLUMNS, options.markdown)
-    if options.markdown:
-        show(["---"] * len(COLUMNS), True)
+    table = Table(COLUMNS, markdown=options.markdown)
     for name in options.defenses:
-        show(measure(name, options), options.markdown)
+        table.add(measure(name, options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -100,6 +93,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--steps", type=int, default=10, help="of attacks that have a choice")
     form.add_argument("--rounds", type=int, default=9)
     form.add_argument("--threads", type=int, default=1)
+    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
     form.add_argument("--device", default="cpu")
     form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     form.add_argument("--markdown", action="store_true")
@@ -121,7 +115,7 @@ def measure(name: str, options: argparse.Namespace) -> list[str]:
         return [name, str(error).split(". ")[0], "", "", ""]
     runs = {name: step, "bare": bare(step, passes)}
     seconds = interleaved(
-        runs, rounds=options.rounds, clock="wall", device=torch.device(options.device)
+        runs, rounds=options.rounds, clock=options.clock, device=torch.device(options.device)
     )
     return [
         name,
@@ -245,12 +239,6 @@ def words(passes: Sequence[Pass]) -> str:
         for back in ("nowhere", "images", "weights", "both", "twice")
     }
     return ", ".join(f"{n} {names.get(back, 'F+' + back)}" for back, n in counts.items() if n)
-
-
-def show(cells: Sequence[str], markdown: bool) -> None:
-    widths = (14, 34, 6, 9, 19)
-    padded = [f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True)]
-    print(f"| {' | '.join(cells)} |" if markdown else "  ".join(padded).rstrip(), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ seconds they differ less, and the median over rounds is steadier still. `cpu` co
 this process instead, which waiting for a core does not lengthen; for one thread only.
 """
 
+import argparse
 import gc
 import os
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from datetime import date
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -40,6 +43,21 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.middle:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+class Table:
+    """Rows as they come, in columns of these widths or for Markdown."""
+
+    def __init__(self, columns: Mapping[str, int], *, markdown: bool) -> None:
+        self.widths, self.markdown = list(columns.values()), markdown
+        self.add(list(columns))
+        if markdown:
+            self.add(["---"] * len(columns))
+
+    def add(self, cells: Sequence[str]) -> None:
+        padded = [f"{cell:{width}}" for cell, width in zip(cells, self.widths, strict=True)]
+        line = f"| {' | '.join(cells)} |" if self.markdown else "  ".join(padded).rstrip()
+        print(line, flush=True)
 
 
 class Tape:
@@ -142,6 +160,25 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     """Of the two in each round: the median, the least and the largest."""
     each = [a / b for a, b in zip(seconds, base, strict=True)]
     return Ratio(median(each), min(each), max(each))
+
+
+def heading(
+    options: argparse.Namespace, *subject: str, others: Mapping[str, str | None] | None = None
+) -> None:
+    """What the figures depend on, with a line or more on the subject.
+
+    `others`: versions of other libraries; one that is not installed, None, is named as skipped.
+    """
+    versions = {"torch": torch.__version__, **(others or {})}
+    lines = [
+        f"{date.today()}, {machine(torch.device(options.device))}",
+        ", ".join(f"{name} {found}" for name, found in versions.items() if found),
+        *subject,
+        f"{options.rounds} rounds, medians (and extremes), {options.clock} time",
+        "python " + " ".join(sys.argv),
+        *(f"skipped: {name} is not installed" for name, found in versions.items() if not found),
+    ]
+    print("\n".join(lines), end="\n\n", flush=True)
 
 
 def machine(device: torch.device) -> str:

@@ -88,6 +88,16 @@ def test_logistic_noise_has_the_moments_and_the_distribution_that_it_should() ->
     assert torch.corrcoef(halves)[0, 1].abs() < 4 / sqrt(halves.shape[1])
 
 
+def test_where_numpy_does_not_draw_pytorch_draws_the_same_values(monkeypatch: Any) -> None:
+    """Each of the 65,536 values, in either way."""
+    torch.manual_seed(0)
+    ours = logistic(torch.empty(1_000_003)).unique()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    theirs = logistic(torch.empty(1_000_003)).unique()
+    assert len(ours) == len(theirs) == 2**16
+    torch.testing.assert_close(ours.sigmoid(), theirs.sigmoid(), atol=2e-7, rtol=0)
+
+
 @pytest.mark.parametrize("tau", [0.67, 0.05])
 def test_one_logistic_number_draws_as_two_gumbels_do(tau: float) -> None:
     """Of 40,000 masks each: the two-sample statistic of Kolmogorov and Smirnov, at 0.1 %."""
@@ -207,6 +217,11 @@ def test_gradients_are_those_of_the_formula_first_and_second(form: torch.memory_
     theirs = fixed(h, 0.67, logistic(torch.empty(2, 2, 3, 3)))
     torch.testing.assert_close(ours, theirs)
     found = []
+    first = [
+        torch.autograd.grad((out * direction).sum(), h, retain_graph=True)[0]
+        for out in (ours, theirs)
+    ]
+    torch.testing.assert_close(*first, atol=2e-5, rtol=2e-4)
     for out in (ours, theirs):
         (slope,) = torch.autograd.grad((out * direction).sum(), h, create_graph=True)
         found.append((slope, *torch.autograd.grad(slope.square().sum(), h)))

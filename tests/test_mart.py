@@ -18,9 +18,10 @@ from advtrain.attacks.objectives import cross_entropy
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.averages import Last
 from advtrain.defenses.base import Pair
-from advtrain.defenses.mart import Mart, boost, divergence, hesitation, log_probabilities
+from advtrain.defenses.mart import Mart, boost, divergence, hesitation
 from advtrain.descents.awp import Awp
 from advtrain.descents.plain import Plain
+from advtrain.functional import log_probabilities
 from advtrain.modes import crafting
 from advtrain.threat import Linf
 from advtrain.training import Method, TrainState, train_step

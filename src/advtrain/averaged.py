@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from advtrain.functional import log_probabilities
+
 AT_ONCE = 1000  # rows of a pass, at most, where a batch has no more than that
 
 
@@ -39,9 +41,7 @@ class Averaged(nn.Module):
             count = min(together, self.draws - first)
             logits = self.network(x.repeat(count, *[1] * (x.ndim - 1)) if count > 1 else x)
             found.append(logits.unflatten(0, (count, len(x))))
-        answers = found[0] if len(found) == 1 else torch.cat(found)
-        wide = torch.promote_types(answers.dtype, torch.float32)
-        return answers.log_softmax(-1, dtype=wide)
+        return log_probabilities(found[0] if len(found) == 1 else torch.cat(found))
 
 
 def is_stochastic(model: nn.Module) -> bool:

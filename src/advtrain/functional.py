@@ -1,8 +1,11 @@
 """Losses and divergences of logits, one number per example; reduction is the caller's.
 
-Logits have shape (B, K), labels (B,), results (B,). Logits of half precision are taken to float32
-first: in bfloat16 a margin of 0.01 between logits of size 10 does not exist.
+Logits have shape (B, K), labels (B,), results (B,), where nothing else is said. Logits of half
+precision are taken to float32 first: in bfloat16 a margin of 0.01 between logits of size 10 does
+not exist.
 """
+
+from math import log
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +62,16 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """KL(p || q) of the two softmax distributions, in nats, at least 0 up to rounding."""
     p, q = F.log_softmax(_wide(p_logits), dim=1), F.log_softmax(_wide(q_logits), dim=1)
     return F.kl_div(q, p, reduction="none", log_target=True).sum(1)
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Log-softmax over the last dimension, of any shape."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def log_mean(log_p: Tensor) -> Tensor:
+    """The log of the mean probability over draws or copies: log_p (m, B, K) to (B, K)."""
+    return log_p.logsumexp(0) - log(len(log_p))
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -14,12 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from advtrain.defenses.copies import (
-    CrossEntropy,
-    log_mean,
-    log_probabilities,
-    mean_over_copies,
-)
+from advtrain.defenses.copies import CrossEntropy, mean_over_copies
+from advtrain.functional import log_mean, log_probabilities
 from advtrain.ranges import NonNegative
 from advtrain.types import Logs
 

@@ -5,13 +5,12 @@ Logits of m copies of B images are (m, B, K) everywhere here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import log
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from advtrain.defenses.base import accuracy
+from advtrain.functional import log_mean, log_probabilities
 from advtrain.types import Classifier, Logs
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
@@ -72,13 +71,3 @@ def mean_over_copies(logits: Tensor, y: Tensor, ce: CrossEntropy) -> Tensor:
 def share_right(logits: Tensor, y: Tensor) -> Tensor:
     """The share of all copies that are classified correctly."""
     return accuracy(logits.flatten(0, 1), y.repeat(len(logits)))
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax over classes, in float32 at least."""
-    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-
-
-def log_mean(log_p: Tensor) -> Tensor:
-    """The log of the mean probability over copies: (m, B, K) to (B, K); never -inf."""
-    return log_p.logsumexp(0) - log(len(log_p))

@@ -21,7 +21,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from advtrain.defenses.copies import CrossEntropy, log_mean, log_probabilities
+from advtrain.defenses.copies import CrossEntropy
+from advtrain.functional import log_mean, log_probabilities
 from advtrain.ranges import NonNegative, Positive, Unit
 from advtrain.types import Logs
 

@@ -21,11 +21,11 @@ noise leave the box before the first step. `label_smoothing`, of -log q_y alone,
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from advtrain.attacks.objectives import cross_entropy
 from advtrain.defenses.base import Defense, Pair, accuracy, require_guided, warmed
+from advtrain.functional import log_probabilities
 from advtrain.ranges import NonNegative, Unit
 from advtrain.types import Logs, Moment, Start, TrainingAttack
 
@@ -75,9 +75,3 @@ def divergence(log_p: Tensor, q: Tensor) -> Tensor:
 def hesitation(log_p: Tensor, y: Tensor) -> Tensor:
     """1 - p_y, (B,): how much of its trust the network denies the label."""
     return 1.0000001 - log_p.gather(1, y.unsqueeze(1)).squeeze(1).exp()
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """In float32 at least, where the constants above exist."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.log_softmax(1, dtype=wide)

@@ -26,6 +26,7 @@ that was drawn for the probabilities, and no loss adds it; here it is that of so
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import log
+from threading import local
 from typing import Any, Literal
 
 import numpy as np
@@ -76,7 +77,7 @@ class Lwta(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         if h.shape[1] != self.channels:
             raise ValueError(f"{self} got {tuple(h.shape)}; it takes (B, {self.channels}, ...).")
-        blocks = h.unflatten(1, (-1, self.competitors))
+        blocks = h.view(len(h), self.channels // self.competitors, self.competitors, *h.shape[2:])
         if self.divergences is not None and torch.is_grad_enabled():
             self.divergences.append(divergence(blocks))
         if self.competitors == 1:
@@ -174,20 +175,48 @@ def logistic(like: Tensor) -> Tensor:
     log(u / (1 - u)) of the midpoints u of 65,536 intervals; four are cut from each 64 random bits.
     """
     count = like.numel()
-    whole = bits((count + 3) // 4, like.device).view(torch.int16)[:count].view(like.shape)
+    if like.device.type == "cpu" and not torch.compiler.is_compiling():
+        return torch.from_numpy(_logistic(count)).view(like.shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
+    whole = words.random_(-(2**63), None).view(torch.int16)[:count].view(like.shape)
     return whole.float().add_(2**15 + 0.5).mul_(2**-16).logit_()
 
 
-def bits(words: int, device: torch.device) -> Tensor:
-    """64 random bits in each of so many int64.
+def _logistic(count: int) -> np.ndarray:
+    """The same from NumPy, whose generator and logarithm take a third of the time of PyTorch's.
 
-    On a processor from a generator of NumPy with half the work of PyTorch's, itself seeded by the
-    latter at each call.
+    In one buffer: writing a second one takes as long as the arithmetic.
     """
-    if device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.empty(words, dtype=torch.int64, device=device).random_(-(2**63), None)
-    seed = int(torch.randint(2**62, ()))
-    return torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int64))
+    u = RANDOM.bits(count).astype(np.float32)
+    u += 0.5
+    np.divide(2**16, u, out=u)
+    u -= 1
+    return np.log(u, out=u)  # of (1 - u) / u, in the same distribution
+
+
+class Random(local):
+    """Random bits for a processor: a generator in each thread, seeded anew by PyTorch's each time.
+
+    Making a generator takes as long as 100,000 bits; three random words are a state like any other.
+    """
+
+    def __init__(self) -> None:
+        self.generator = np.random.SFC64(0)
+
+    def bits(self, count: int) -> np.ndarray:
+        """So many times 16, as uint16."""
+        words = torch.empty(4, dtype=torch.int64).random_(-(2**63), None).numpy().view(np.uint64)
+        words[3] = 1  # a counter
+        self.generator.state = {
+            "bit_generator": "SFC64",
+            "state": {"state": words},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self.generator.random_raw((count + 3) // 4).view(np.uint16)[:count]
+
+
+RANDOM = Random()
 
 
 def weighed(pairs: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -196,9 +225,22 @@ def weighed(pairs: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     # beyond 60 exp is slow, and the mask 0 or 1
     mask = noise.add_(first).sub_(second).mul_(1 / tau).clamp_(-60, 60).sigmoid_()
     out = torch.empty_like(pairs)
-    torch.mul(first, mask, out=out.select(2, 0))
-    torch.addcmul(second, second, mask.to(second.dtype), value=-1, out=out.select(2, 1))
+    one, other = out.unbind(2)
+    torch.mul(first, mask, out=one)
+    torch.addcmul(second, second, mask.to(second.dtype), value=-1, out=other)
     return out, mask
+
+
+def returned(gradient: Tensor, pairs: Tensor, mask: Tensor, tau: float) -> Tensor:
+    """The gradient to pairs of one to their mask * h, in few passes."""
+    (first, second), (up, down) = pairs.to(mask.dtype).unbind(2), gradient.to(mask.dtype).unbind(2)
+    pull = torch.mul(up, first).addcmul_(down, second, value=-1)
+    pull = torch.ops.aten.sigmoid_backward(pull, mask).mul_(1 / tau)
+    found = torch.empty_like(pairs, dtype=mask.dtype)
+    one, other = found.unbind(2)
+    torch.addcmul(pull, up, mask, out=one)
+    torch.addcmul(down, down, mask, value=-1, out=other).sub_(pull)
+    return found.to(pairs.dtype)
 
 
 class Duel(torch.autograd.Function):
@@ -214,12 +256,12 @@ class Duel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         pairs, mask = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            return returned(gradient, pairs, mask, ctx.tau), None, None
+        # this gradient is to be differentiated: the mask with it
         (first, second), (up, down) = pairs.unbind(2), gradient.unbind(2)
-        if torch.is_grad_enabled():  # this gradient is to be differentiated: the mask with it
-            noise = ctx.tau * mask.logit() - (first - second).detach()
-            mask = ((first - second + noise) / ctx.tau).sigmoid()
+        noise = ctx.tau * mask.logit() - (first - second).detach()
+        mask = ((first - second + noise) / ctx.tau).sigmoid()
         pull = (up * first - down * second) * (mask * (1 - mask)) / ctx.tau
-        found = torch.empty_like(pairs)
-        found.select(2, 0).copy_(up * mask + pull)
-        found.select(2, 1).copy_(down * (1 - mask) - pull)
-        return found, None, None
+        found = torch.stack([up * mask + pull, down * (1 - mask) - pull], 2)
+        return found.to(pairs.dtype), None, None

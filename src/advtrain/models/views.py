@@ -7,7 +7,6 @@ the network at one lambda. Of any network: the mean over noisy copies of an imag
 inside is found as a module, so modes, weights and precision reach it.
 """
 
-from math import log
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from advtrain.averaged import Averaged, is_stochastic
 from advtrain.conditions import UNIT, Conditional, alike
+from advtrain.functional import log_mean, log_probabilities
 from advtrain.models import lwta
 from advtrain.ranges import Count, Natural, Positive, Range, Unit, require
 from advtrain.types import Classifier
@@ -121,7 +121,7 @@ class Mean(Averaged):
     """Log of the mean probabilities of the draws, (B, K)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.answers(x).logsumexp(0) - log(self.draws)
+        return log_mean(self.answers(x))
 
 
 class Majority(Averaged):
@@ -189,9 +189,7 @@ class SoftSmoothed(nn.Module):
         """Logits (B, K): logarithms of probabilities that sum to 1."""
         noisy = x + self.sigma * self._noise(x)
         logits = self.model(noisy.flatten(0, 1))
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        each = wide.log_softmax(1).unflatten(0, (self.draws, len(x)))
-        return each.logsumexp(0) - log(self.draws)
+        return log_mean(log_probabilities(logits).unflatten(0, (self.draws, len(x))))
 
     def _noise(self, x: Tensor) -> Tensor:
         """(draws, 1, ...) with a seed, and (draws, B, ...) without."""
