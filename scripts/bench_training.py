@@ -5,14 +5,17 @@
 The passes of a step are written down as the method makes them: forward alone, forward and back to
 the images with frozen weights, or forward and back to the weights. The bare loop makes them again,
 in that order and at those batch sizes, then takes the same optimizer's step; it crafts nothing,
-logs nothing and averages nothing. Both take turns. Units: forward 1, back to the images 1, to the
-weights 2. Every method is the one of its YAML, on random images.
+logs nothing and averages nothing. The last column is beside a bare loop that also draws the random
+numbers that the method draws, by the same calls of PyTorch, and throws them away; empty where it
+draws none. All take turns. Units: forward 1, back to the images 1, to the weights 2. Every method
+is the one of its YAML, on random images.
 """
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from bench_subject import KINDS
 from benchmark import CLOCKS, Table, heading, interleaved, ratio
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain.averages import Last
 from advtrain.conditions import Condition
@@ -29,10 +33,18 @@ from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
 from advtrain.memory import keep_freed
 from advtrain.precision import low_precision
+from advtrain.strided import sooner
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
 
-COLUMNS = {"method": 14, "passes": 34, "units": 6, "ms": 9, "of the bare loop": 19}
+COLUMNS = {
+    "method": 14,
+    "passes": 34,
+    "units": 6,
+    "ms": 9,
+    "of the bare loop": 20,
+    "of one that draws": 20,
+}
 LAYERS = (nn.Conv2d, nn.Linear)
 CONDITIONAL = {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"}
 """What stands in for a network where the method asks for a conditional one."""
@@ -54,6 +66,21 @@ class Pass(NamedTuple):
     @property
     def units(self) -> int:
         return 1 + {"nowhere": 0, "images": 1, "weights": 2, "both": 2, "twice": 5}[self.back]
+
+
+class Draws(TorchDispatchMode):
+    """Inside, calls that draw random numbers are written down, but those of the network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], object]] = []
+        self.within = False  # a pass of the network
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and not self.within:
+            self.calls.append(partial(func, *args, **kwargs))
+        return func(*args, **kwargs)
 
 
 class Step(NamedTuple):
@@ -98,6 +125,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     form.add_argument("--markdown", action="store_true")
     options = form.parse_args(arguments)
+    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
+        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
     options.defenses = [name for name in options.defenses.split(",") if name]
     for name in options.defenses:
         if name not in known:
@@ -109,20 +138,24 @@ def measure(name: str, options: argparse.Namespace) -> list[str]:
     """The row of one method; of one that refuses this network, why."""
     step = prepared(name, options)
     try:
-        with recorded(step.state.model) as passes:
+        with recorded(step.state.model) as (passes, draws):
             step()
     except ValueError as error:
-        return [name, str(error).split(". ")[0], "", "", ""]
-    runs = {name: step, "bare": bare(step, passes)}
-    seconds = interleaved(
-        runs, rounds=options.rounds, clock=options.clock, device=torch.device(options.device)
-    )
+        return [name, str(error).split(". ")[0], "", "", "", ""]
+    runs: dict[str, Callable[[], None]] = {name: step, "bare": bare(step, passes)}
+    if draws:
+        runs["drawing"] = bare(step, passes, draws)
+    with sooner(step.state.model):  # as `epochs` does; the bare loops have plain networks
+        seconds = interleaved(
+            runs, rounds=options.rounds, clock=options.clock, device=torch.device(options.device)
+        )
     return [
         name,
         words(passes),
         str(sum(each.units for each in passes)),
         f"{1000 * median(seconds[name]):.1f}",
         str(ratio(seconds[name], seconds["bare"])),
+        str(ratio(seconds[name], seconds["drawing"])) if draws else "",
     ]
 
 
@@ -148,10 +181,10 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[Pass]]:
-    """Inside, each pass of `model` is written down, with how far its gradient went.
+def recorded(model: nn.Module) -> Iterator[tuple[list[Pass], list[Callable[[], object]]]]:
+    """Inside, passes of `model` are written down, with how far gradients went; and draws.
 
-    Seen at the first layer, for some methods call `features` or `forward` itself.
+    Passes are seen at the first layer, for some methods call `features` or `forward` itself.
     """
     calls: list[tuple[int, bool, bool, bool, Condition | None]] = []
     twice: set[int] = set()
@@ -168,17 +201,24 @@ def recorded(model: nn.Module) -> Iterator[list[Pass]]:
 
     def asked(network: nn.Module, given: Any, more: Any) -> None:
         told[:] = [more.get("condition", given[1] if len(given) > 1 else None)]
+        drawn.within = True
 
+    def answered(network: nn.Module, given: Any, output: Tensor) -> None:
+        drawn.within = False
+
+    drawn = Draws()
     told: list[Condition | None] = [None]
     passes: list[Pass] = []
     first = next(layer for layer in model.modules() if isinstance(layer, LAYERS))
     handles = (
         model.register_forward_pre_hook(asked, with_kwargs=True),
+        model.register_forward_hook(answered),
         first.register_forward_hook(called),
     )
     torch.autograd.grad = watched
     try:
-        yield passes
+        with drawn:
+            yield passes, drawn.calls
     finally:
         for handle in handles:
             handle.remove()
@@ -192,8 +232,10 @@ def recorded(model: nn.Module) -> Iterator[list[Pass]]:
             passes.append(Pass(images, training, back, condition))
 
 
-def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
-    """The same passes and the optimizer's step on a network of its own, and nothing else."""
+def bare(
+    step: Step, passes: Sequence[Pass], draws: Sequence[Callable[[], object]] = ()
+) -> Callable[[], None]:
+    """The same passes and the optimizer's step on a network of its own, and nothing but `draws`."""
     (model, optimizer) = deepcopy((step.state.model, step.state.optimizer))
     frozen = deepcopy(model).requires_grad_(False)
     for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
@@ -202,6 +244,8 @@ def bare(step: Step, passes: Sequence[Pass]) -> Callable[[], None]:
     x, y = torch.cat([step.x] * copies), torch.cat([step.y] * copies)
 
     def run() -> None:
+        for draw in draws:
+            draw()
         losses = []
         for images, training, back, condition in passes:
             net, given, labels = frozen, x[:images], y[:images]

@@ -22,3 +22,10 @@ def test_the_global_generator_serves_where_none_is_given():
     first = signs(like)
     torch.manual_seed(3)
     assert torch.equal(first, signs(like))
+
+
+def test_any_shape_and_dtype_is_filled():
+    for shape in ((0, 3), (1,), (3, 5, 7)):
+        found = signs(torch.zeros(shape, dtype=torch.bfloat16), torch.Generator().manual_seed(0))
+        assert found.shape == shape and found.dtype == torch.bfloat16
+        assert bool((found.abs() == 1).all())

@@ -1,11 +1,14 @@
 """The gradient of strided convolutions, held against PyTorch's own."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
 
 from advtrain.inference import swift
-from advtrain.strided import Strided, gains
+from advtrain.precision import low_precision
+from advtrain.strided import Strided, gains, sooner
 
 SHAPES = [
     # inputs, outputs, kernel, stride, padding, size
@@ -81,3 +84,47 @@ def test_an_empty_batch_has_an_empty_gradient():
     x = torch.zeros(0, 1, 28, 28, requires_grad=True)
     (got,) = torch.autograd.grad(Strided(conv)(x).sum(), x)
     assert got.shape == x.shape
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_sooner_gives_images_and_weights_their_gradients_and_those_of_gradients(trained):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 4, 2, 1).double()
+    conv.weight.requires_grad_(trained)
+    x = torch.rand(2, 3, 9, 8, dtype=torch.float64, requires_grad=True)
+    leaves = [leaf for leaf in (x, conv.weight, conv.bias) if leaf.requires_grad]
+
+    def seen():
+        value = conv(x).square().sum()
+        gradients = torch.autograd.grad(value, leaves, create_graph=True)
+        slope = gradients[0].square().sum()
+        return [*gradients, *torch.autograd.grad(slope, leaves, allow_unused=True)]
+
+    wanted = seen()
+    with sooner(conv):
+        assert conv(x).grad_fn.name() == "_ConvolveBackward"
+        found = seen()
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_sooner_is_for_layers_that_read_images_and_ends_when_the_block_does():
+    model = nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 4, 2, 1))
+
+    def changed():
+        return ["forward" in layer.__dict__ for layer in model]
+
+    with pytest.raises(KeyError), sooner(model):
+        assert changed() == [True, False, False]
+        copied = deepcopy(model)
+        raise KeyError
+    assert changed() == [False, False, False]
+    assert copied[0].forward.__self__ is copied[0]
+    low = low_precision(nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.Conv2d(8, 8, 1)))
+    before = low[0].forward
+    with sooner(low):
+        assert low[0].forward == before
+    assert low[0].forward == before
+    model._compiled_call_impl = model.forward  # as compile() leaves it, without the compiler
+    with sooner(model):
+        assert changed() == [False, False, False]

@@ -10,19 +10,24 @@ Images of one channel leave that convolution a handful of outputs, too few to be
 product of matrices gives what each tap adds to where, and shifted sums put it in place.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 FEW = 24  # channels in, counted with the zeros that fill up a kernel
+COLOURS = 3  # channels of images; where weights are trained too, layers of more lose by it
 FITS = 1.25  # how much more room than the gradient itself the parts of a sum may take
 
 
 class Strided(nn.Module):
     """`conv` with fixed weights: the same output, and a gradient to the input alone."""
+
+    taps: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -30,9 +35,40 @@ class Strided(nn.Module):
         self.register_buffer("taps", taps(conv.weight.detach(), conv.stride[0]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv = self.conv
-        padding = conv.padding[0], conv.padding[1]
-        return _Convolve.apply(x, conv.weight, conv.bias, self.taps, conv.stride[0], padding)
+        return _convolved(self.conv, x, self.taps)
+
+
+@contextmanager
+def sooner(model: nn.Module) -> Iterator[None]:
+    """Inside, strided layers of `model` that read images give them their gradient sooner.
+
+    Weights may change, and get their gradients as ever. A layer whose `forward` somebody else has
+    replaced stays as it is, and so does a compiled network.
+    """
+    parts = list(model.modules())
+    layers = [
+        part
+        for part in parts
+        if type(part) is nn.Conv2d
+        and part.in_channels <= COLOURS
+        and gains(part)
+        and part.weight.device.type == "cpu"
+        and "forward" not in part.__dict__
+    ]
+    if any(part._compiled_call_impl or hasattr(part, "_orig_mod") for part in parts):
+        layers = []
+    try:
+        for layer in layers:
+            layer.__dict__["forward"] = MethodType(_forward, layer)  # a copy binds its own
+        yield
+    finally:
+        for layer in layers:
+            del layer.__dict__["forward"]
+
+
+def _forward(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    seen = x.requires_grad and torch.is_grad_enabled()
+    return _convolved(layer, x, None) if seen else nn.Conv2d.forward(layer, x)
 
 
 def gains(part: nn.Module) -> bool:
@@ -69,6 +105,12 @@ def taps(weight: Tensor, stride: int) -> Tensor:
     return kernels.reshape(-1, outputs, size, size)
 
 
+def _convolved(conv: nn.Conv2d, x: Tensor, kernels: Tensor | None) -> Tensor:
+    """conv(x); `kernels`: its taps, None to take them from the weights as they are then."""
+    padding = conv.padding[0], conv.padding[1]
+    return _Convolve.apply(x, conv.weight, conv.bias, kernels, conv.stride[0], padding)
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -76,21 +118,40 @@ class _Convolve(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        taps: Tensor,
+        kernels: Tensor | None,
         stride: int,
         padding: tuple[int, int],
     ) -> Tensor:
-        ctx.save_for_backward(taps)
+        trained = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(x if trained else None, weight, kernels)
         ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape[2:]
         ctx.last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (taps,) = ctx.saved_tensors
-        seen = input_gradient(gradient, taps, ctx.stride, ctx.padding, ctx.size, last=ctx.last)
-        return seen, None, None, None, None, None
+        x, weight, kernels = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        seen = weights = biases = None
+        if of_x:
+            kernels = taps(weight, ctx.stride) if kernels is None else kernels
+            where = ctx.stride, ctx.padding, ctx.size
+            seen = input_gradient(gradient, kernels, *where, last=ctx.last)
+        if of_weight or of_bias:
+            _, weights, biases = torch.ops.aten.convolution_backward(
+                gradient,
+                x,
+                weight,
+                [len(weight)],
+                [ctx.stride, ctx.stride],
+                ctx.padding,
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [False, of_weight, of_bias],
+            )
+        return seen, weights, biases, None, None, None
 
 
 def input_gradient(

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
 from advtrain.seeding import derive
+from advtrain.strided import sooner
 from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule, Watching
 
 ADVICE = (
@@ -164,25 +165,26 @@ def epochs(
             method.freezing.at(index)
         state.model.train()
         started = time.perf_counter()
-        for x, y in batches.epoch(index, skip=done):
-            stop()
-            now = Moment(
-                step=state.step,
-                epoch=state.step / steps,
-                progress=state.step / (total * steps),
-                last=dict(state.last),
-                batch=state.step - index * steps,
-            )
-            torch.manual_seed(derive(method.seed, "step", state.step))
-            try:
-                state.last = train_step(state, x, y, now, method)
-            except ValueError as error:
-                raise TrainingRefused(str(error)) from error
-            state.meter.add(state.last, len(y))
-            unchecked[state.step] = state.last["loss"]
-            watch(state.last, len(y))
-            if state.step % check_every == 0:
-                require_finite(unchecked)
+        with sooner(state.model):
+            for x, y in batches.epoch(index, skip=done):
+                stop()
+                now = Moment(
+                    step=state.step,
+                    epoch=state.step / steps,
+                    progress=state.step / (total * steps),
+                    last=dict(state.last),
+                    batch=state.step - index * steps,
+                )
+                torch.manual_seed(derive(method.seed, "step", state.step))
+                try:
+                    state.last = train_step(state, x, y, now, method)
+                except ValueError as error:
+                    raise TrainingRefused(str(error)) from error
+                state.meter.add(state.last, len(y))
+                unchecked[state.step] = state.last["loss"]
+                watch(state.last, len(y))
+                if state.step % check_every == 0:
+                    require_finite(unchecked)
         require_finite(unchecked)  # waits for the device, so the time below is that of the work
         state.meter.seconds += time.perf_counter() - started
         yield _report(state, index + 1)

@@ -29,8 +29,7 @@ class Noise:
 
     def corrupted(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """`x` with fresh noise, in a tensor of its own."""
-        noise = torch.empty_like(x).normal_(generator=generator)
-        return noise.mul_(self.sigma).add_(x)
+        return torch.empty_like(x).normal_(0, self.sigma, generator=generator).add_(x)
 
     def __call__(
         self,

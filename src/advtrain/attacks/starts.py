@@ -26,7 +26,7 @@ def normal(*, std: NonNegative) -> Start:
     """Gaussian noise of standard deviation `std` on each pixel."""
 
     def start(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
-        return torch.empty_like(x).normal_(generator=generator).mul_(std).add_(x)
+        return torch.empty_like(x).normal_(0, std, generator=generator).add_(x)
 
     return start
 

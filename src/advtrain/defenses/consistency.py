@@ -33,19 +33,10 @@ class Consistency:
         self, logits: Tensor, y: Tensor, *, sigma: float, progress: float, ce: CrossEntropy
     ) -> tuple[Tensor, Logs]:
         log_p = log_probabilities(logits)
+        log_f = log_mean(log_p)
+        f = log_f.exp()
         plain = mean_over_copies(logits, y, ce)
-        kl, entropy = divergence_from_mean(log_p).mean(), entropy_of_mean(log_p).mean()
+        kl = (f * (log_f - log_p.mean(0))).sum(-1).mean()
+        entropy = -(f * log_f).sum(-1).mean()
         loss = plain + self.weight * kl + self.entropy * entropy
         return loss, {"ce": plain.detach(), "kl": kl.detach(), "entropy": entropy.detach()}
-
-
-def divergence_from_mean(log_p: Tensor) -> Tensor:
-    """mean_j KL(F || F_j) per image, in nats: log-probabilities (m, B, K) to (B,)."""
-    mean = log_mean(log_p)
-    return (mean.exp() * (mean - log_p.mean(0))).sum(-1)
-
-
-def entropy_of_mean(log_p: Tensor) -> Tensor:
-    """H(F) per image, in nats: log-probabilities (m, B, K) to (B,)."""
-    mean = log_mean(log_p)
-    return -(mean.exp() * mean).sum(-1)

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from advtrain.attacks.pgd import step
 from advtrain.defenses.base import Defense, accuracy
 from advtrain.ranges import Positive
 from advtrain.threat import Ball
@@ -67,7 +68,7 @@ class Free(Defense):
         gradient = None if self.shown is None else self.shown.delta.grad
         if self.delta is not None and self.shown is not None and gradient is not None:
             x = self.shown.x
-            moved = self.shown.delta.detach() + self.step_size * self.threat.steepest(gradient)
+            moved = step(self.shown.delta.detach(), self.threat.steepest(gradient), self.step_size)
             moved = self._ball().project(moved, torch.zeros_like(moved))
             self.delta[: len(x)] = moved if self.box == "graph" else (x + moved).clamp(0, 1) - x
         self.shown = None
@@ -91,5 +92,18 @@ def boxed(z: Tensor) -> Tensor:
 
     Tensor.clamp does so at its ends in some versions of PyTorch only, and black pixels start there.
     """
-    cut = z.detach().clamp(0, 1)
-    return z.where(z == cut, cut)
+    cut: Tensor = _Boxed.apply(z)
+    return cut
+
+
+class _Boxed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        just = torch.finfo(z.dtype)  # hardtanh passes nothing on at its ends: they lie beyond ours
+        return torch.ops.aten.hardtanh_backward(gradient, z, -just.tiny, 1 + just.eps)

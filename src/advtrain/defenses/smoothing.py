@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from advtrain.attacks import starts
@@ -74,13 +73,12 @@ class Smoothing(Defense):
         return {self.judged_by: Noise(self.sigma)}
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Noisy:
-        shape = (self.draws, *x.shape)
-        noise = self.sigma * torch.randn(shape, dtype=x.dtype, device=x.device)
+        noise = x.new_empty((self.draws, *x.shape)).normal_(0, self.sigma)
         if self.attack is not None:
             attack = warmed(self.attack, self.warmup, now)
             smooth = Smooth(model, noise)
             x = attack(smooth, x, y, objective=cross_entropy, start=starts.clean)
-        return Noisy(x + noise, y, now.progress)
+        return Noisy(noise.add_(x), y, now.progress)
 
     def loss(self, model: nn.Module, parcel: Noisy) -> tuple[Tensor, Logs]:
         logits = of_copies(model, parcel.copies)

@@ -73,7 +73,8 @@ class Tla(Defense):
     def craft(self, model: Network, x: Tensor, y: Tensor, now: Moment) -> Triplets:
         self.requires(model)
         x_adv = warmed(self.attack, self.warmup, now)(model, x, y)
-        x = (x + torch.empty_like(x).uniform_(-self.noise, self.noise)).clamp(0, 1)
+        if self.noise:
+            x = torch.empty_like(x).uniform_(-self.noise, self.noise).add_(x).clamp_(0, 1)
         with torch.no_grad():
             similar = directions(model.features(x_adv)) @ directions(model.features(x)).T
         same = y.unsqueeze(1) == y
