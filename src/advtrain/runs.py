@@ -37,6 +37,21 @@ Network = Callable[[tuple[int, int, int], int], nn.Module]
 
 
 @dataclass(frozen=True)
+class Paper:
+    """What stands beside the figures of `published` in tables, of which it changes none.
+
+    `setting`: the choices (`scale: full`), or values at dotted keys, that the figures are of: a run
+    with others is not compared with them. `given`: keys that the command line may set without
+    leaving it. `remarks`: sentences by measure, or by `table`, of all its rows, and `row`.
+    """
+
+    source: str | None
+    setting: Mapping[str, str]
+    given: list[str]
+    remarks: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True)
 class Program:
     """The keys at the root of the configuration; nodes are built where they are needed."""
 
@@ -72,6 +87,7 @@ class Program:
     compile: bool
     packages: list[str]
     published: Mapping[str, Unit]
+    paper: Paper
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from advtrain.reporting.claim_words import HIGH, caption, doubts, name, notes
 from advtrain.reporting.claims import Claim, Claims
 from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
+from advtrain.reporting.paper_words import ENDINGS, figure_text, values
 from advtrain.reporting.wording import DASH, percent
 
 
@@ -76,10 +77,12 @@ def share_text(value: float | None, claims: Claims) -> str:
 
 
 def beside_text(claim: Claim, radius: float, claims: Claims) -> str:
-    """` ± 0.31` over seeds and ` (paper 42.80)`, or nothing."""
+    """` ± 0.31` over seeds and ` paper 42.80 (+0.20, within)`, or nothing."""
     spread, paper = claim.spread.get(radius), claim.published.get(radius)
     words = "" if spread is None else f" ± {share_text(spread, claims)}"
-    return words if paper is None else f"{words} (paper {share_text(paper, claims)})"
+    if paper is None:
+        return words
+    return f"{words} paper {figure_text(paper, fractions=claims.fractions)}"
 
 
 def comma_separated(tables: Sequence[Claims]) -> str:
@@ -87,8 +90,9 @@ def comma_separated(tables: Sequence[Claims]) -> str:
     radii = sorted({radius for claims in tables for radius in claims.radii})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    kinds = ("certified", "high_probability", "published")
+    kinds = ("certified", "high_probability")
     keys = [f"{kind}_{radius:g}" for kind in kinds for radius in radii]
+    keys += [f"{ending.strip('_')}_{radius:g}" for radius in radii for ending in ENDINGS]
     first = ["configuration", "kind", "view", "norm", "noise", "precision"]
     first += ["sigma", "n0", "n", "alpha"]
     last = ["seeds", "examples", "abstain", "acr", "acr_std", "radii_asked", "draws"]
@@ -97,7 +101,8 @@ def comma_separated(tables: Sequence[Claims]) -> str:
     for claims in tables:
         for claim in claims.claims:
             told = [*_settings(claim), *(claim.shares.get(radius) for radius in radii)]
-            told += [part.get(radius) for part in (claim.high, claim.published) for radius in radii]
+            told += [claim.high.get(radius) for radius in radii]
+            told += [each for radius in radii for each in values(claim.published.get(radius))]
             told += [claim.seeds, claim.examples, claim.abstain, claim.acr, claim.acr_spread]
             told += [*_check(claim), claim.source, " ".join(claim.remarks)]
             writer.writerow([round(v, 9) if isinstance(v, float) else v for v in told])

@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from advtrain.certification.shares import certified_share, high_probability
 from advtrain.reporting.claims import Claim, Claims, Wanted
 from advtrain.reporting.logs import Log, doubts, names
+from advtrain.reporting.papers import Figure, beside, incomparable, is_comparable, reach_of
 from advtrain.reporting.records import Certified, Exact, Run
 from advtrain.reporting.series import read_radii
 from advtrain.reporting.tables import Table
@@ -40,7 +41,10 @@ def claim_tables(
         for place, (label, log) in enumerate(order, start=len(groups)):
             if log.found.norm == norm:
                 claims.append(_of_log(label, place, log, radii))
-        notes = (*_assumed(ours, wanted), *_compared(ours))
+        papers = [
+            (label, run) for label, runs in groups.items() for run in runs if _told(run, norm)
+        ]
+        notes = (*incomparable(papers), *_assumed(ours, wanted), *_compared(ours))
         tables.append(Claims(norm, tuple(radii), tuple(claims), notes, wanted.fractions))
     return tuple(tables)
 
@@ -70,7 +74,7 @@ def _columns(
             radii |= set(each.at_radius) if each.norm == norm else set()
         found = run.certified
         if found is not None and found.norm == norm:
-            radii |= _published(run, norm).keys()
+            radii |= _told(run, norm).keys()
             if step is None:
                 radii |= set(found.at_radius)
             else:
@@ -113,12 +117,29 @@ def _of_runs(
         radii=logs[0],
         data=first.dataset,
         source=str(first.directory),
-        published=_published(first, norm),
+        published=_published([run for run, _ in told], norm, shares),
+        paper=first.paper.source,
         remarks=(OTHERWISE,) if not logs[0] and read_radii(first.directory) else (),
     )
 
 
-def _published(run: Run, norm: str) -> dict[float, float]:
+def _published(
+    group: Sequence[Run], norm: str, shares: Sequence[dict[float, float]]
+) -> dict[float, Figure]:
+    """A paper's shares beside ours, compared where every run is at the paper's setting."""
+    comparable = all(map(is_comparable, group))
+    sizes = {run.certified.examples for run in group if run.certified is not None}
+    n = sizes.pop() if len(sizes) == 1 else None
+    figures = {}
+    for radius, value in _told(group[0], norm).items():
+        ours = [part[radius] for part in shares if radius in part]
+        reach = reach_of(ours, n) if ours else None
+        mean = fmean(ours) if ours else None
+        figures[radius] = beside(value, mean, reach, comparable=comparable)
+    return figures
+
+
+def _told(run: Run, norm: str) -> dict[float, float]:
     """A paper's certified accuracies by radius, `certified_0.25` in the configuration; all l2."""
     told = {
         key.removeprefix("certified_"): value

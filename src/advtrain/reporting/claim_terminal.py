@@ -7,7 +7,7 @@ from advtrain.reporting import study
 from advtrain.reporting.claim_formats import beside_text, head, share_text, totals
 from advtrain.reporting.claim_words import HIGH, caption, doubts, name, notes
 from advtrain.reporting.claims import Claim, Claims
-from advtrain.reporting.records import Run, Study
+from advtrain.reporting.records import Run
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.soundness import failure, reassurance
 from advtrain.reporting.wording import DASH
@@ -41,7 +41,7 @@ def print_checks(named: Sequence[tuple[str, Run]], console: "Console | None" = N
             say(console, f"{before}{words}")
 
 
-def print_studies(named: Sequence[tuple[str, Study]], console: "Console | None" = None) -> None:
+def print_studies(named: study.Named, console: "Console | None" = None) -> None:
     """The five categories of PREDICT, a line per number of draws."""
     from rich.text import Text
 
@@ -56,6 +56,8 @@ def print_studies(named: Sequence[tuple[str, Study]], console: "Console | None" 
     for cells in body:
         shown.add_row(*[Text(cell) for cell in cells])
     fit(console, [shown])
+    for note in study.notes(named):
+        say(console, f"! {note}", "yellow")
     say(console, study.caption(named), "dim")
 
 

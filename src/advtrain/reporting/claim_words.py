@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from advtrain.certification.shares import RHO
 from advtrain.reporting.claims import Claim, Claims
+from advtrain.reporting.paper_words import caption_words
 from advtrain.reporting.records import Certified
 
 SHOWN = 6
@@ -51,7 +52,10 @@ def caption(claims: Claims) -> str:
     if any(claim.seeds > 1 for claim in claims.claims):
         words.append("± the standard deviation over seeds")
     if any(claim.published for claim in claims.claims):
-        words.append("beside it the value in the paper")
+        figures = [figure for claim in claims.claims for figure in claim.published.values()]
+        sources = list(dict.fromkeys(c.paper for c in claims.claims if c.published and c.paper))
+        compared = any(figure.difference is not None for figure in figures)
+        words.append(caption_words(sources, verdicts=compared))
     if any(claims.best(radius) is not None for radius in claims.radii):
         words.append("bold the best of a column")
     return f"{'; '.join(words)}."

@@ -5,6 +5,7 @@ Shares are fractions of all examples; how they look is the business of `claim_fo
 
 from dataclasses import dataclass, field
 
+from advtrain.reporting.papers import Figure
 from advtrain.reporting.records import Certified
 
 
@@ -28,7 +29,7 @@ class Claim:
     `high`: what of it holds with high probability. `spread`: the standard deviation over seeds.
     `radii`: of each example of the first seed, -1 where the answer is wrong, empty if not known.
     `place` is that of the configuration, hence its colour; `data` names the images, if known.
-    `published`: a paper's shares by radius.
+    `published`: a paper's shares by radius, beside these; `paper`: where they are from.
     """
 
     label: str
@@ -46,7 +47,8 @@ class Claim:
     radii: tuple[float, ...] = ()
     data: str = ""
     source: str = ""
-    published: dict[float, float] = field(default_factory=dict)
+    published: dict[float, Figure] = field(default_factory=dict)
+    paper: str = ""
     remarks: tuple[str, ...] = ()
 
     @property

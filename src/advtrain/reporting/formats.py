@@ -5,19 +5,22 @@ import io
 from collections.abc import Iterator
 
 from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
+from advtrain.reporting.measures import Cell
+from advtrain.reporting.paper_words import ENDINGS, caption_words, figure_text, values
+from advtrain.reporting.papers import Figure, departures
 from advtrain.reporting.records import Run
-from advtrain.reporting.tables import Cell, Column, Line, Table, title
+from advtrain.reporting.tables import Column, Line, Table, title
 from advtrain.reporting.wording import DASH, count, duration, fraction, percent, settings, stages
 
 
 def value_text(cell: Cell, column: Column) -> str:
     """`57.18`, in percent; a radius as it is."""
-    return paper_text(cell.value, column)
+    return f"{cell.value:.3f}" if column.is_radius else percent(cell.value)
 
 
-def paper_text(value: float, column: Column) -> str:
-    """The same of a number alone, as a paper prints it."""
-    return f"{value:.3f}" if column.is_radius else percent(value)
+def paper_text(figure: Figure, column: Column) -> str:
+    """The same of a paper, with how it compares with ours, see `paper_words`."""
+    return figure_text(figure, radius=column.is_radius)
 
 
 def spread_text(cell: Cell, column: Column) -> str:
@@ -40,7 +43,7 @@ def caption(table: Table) -> str:
     if table.has_seeds:
         words.append("± the standard deviation over seeds")
     if table.has_published:
-        words.append("beside it the value in the paper")
+        words.append(caption_words(table.sources, verdicts=table.has_verdicts))
     if len(table.lines) > 1:
         words.append("bold the best of a column")
     if any(column.is_radius for column in table.columns):
@@ -51,7 +54,8 @@ def caption(table: Table) -> str:
 def markdown(table: Table, run: Run | None = None) -> str:
     """The table and its footnotes; between them, of a single `run`, the attacks one by one."""
     lines = [caption(table), "", *pipes(*_grid(table, MARKDOWN))]
-    lines += [f"\n{MARKDOWN.text(note)}" for note in table.notes]
+    lines += [f"\n**{MARKDOWN.text(words)}**" for words in table.incomparable]
+    lines += [f"\n{MARKDOWN.text(note)}" for note in (*table.remarks, *table.notes)]
     lines += ["", *_rows(run, table)] if run is not None and run.rows else []
     lines += [f"\n{note}" for note in _footnotes(table, MARKDOWN)]
     return "\n".join(lines) + "\n"
@@ -82,7 +86,8 @@ def _rows(run: Run, table: Table) -> Iterator[str]:
 
 def latex(table: Table) -> str:
     """A booktabs table, ready for \\input; the document needs \\usepackage{booktabs}."""
-    notes = [*map(LATEX.text, table.notes), *_footnotes(table, LATEX)]
+    notes = [LATEX.bold(LATEX.text(words)) for words in table.incomparable]
+    notes += [*map(LATEX.text, (*table.remarks, *table.notes)), *_footnotes(table, LATEX)]
     return latex_table(LATEX.text(caption(table)), *_grid(table, LATEX), notes)
 
 
@@ -94,7 +99,8 @@ def comma_separated(table: Table) -> str:
     """For programs: fractions in full; empty for what was not measured."""
     head = ["configuration", "view", "dataset", "model", "defense", "threat", "eps"]
     head += ["seeds", "seed", "state", "error", "warnings", "directory"]
-    endings = ("", "_std", "_n", "_ci_low", "_ci_high", "_seeds", "_published")
+    head += ["not_comparable", "remarks"] if table.is_of_a_paper else []
+    endings = ("", "_std", "_n", "_ci_low", "_ci_high", "_seeds", *ENDINGS)
     head += [f"{column.key}{ending}" for column in table.columns for ending in endings]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -105,19 +111,25 @@ def comma_separated(table: Table) -> str:
         row: list[object] = [line.label, line.view, run.dataset, run.model, run.defense, run.norm]
         row += [run.eps, line.seeds, seeds, line.state, run.error, _warnings(line, table)]
         row += [" ".join(r.directory.name for r in line.runs)]
+        if table.is_of_a_paper:
+            row += ["; ".join(departures(run)), " ".join([*table.remarks, *_remarks(line, table)])]
         for column in table.columns:
             cell, paper = line.cells.get(column.key), line.published.get(column.key)
             if cell is None:
-                row += [None] * 6 + [paper]
+                row += [None] * 6
             else:
-                row += [cell.value, cell.std, cell.n, cell.low, cell.high, cell.seeds, paper]
+                row += [cell.value, cell.std, cell.n, cell.low, cell.high, cell.seeds]
+            row += values(paper)
         writer.writerow([round(v, 8) if isinstance(v, float) else v for v in row])
     return out.getvalue()
 
 
 def _warnings(line: Line, table: Table) -> str:
-    marks = {*line.marks, *(mark for cell in line.cells.values() for mark in cell.marks)}
-    return "; ".join(note.text for note in table.footnotes if note.number in marks)
+    return "; ".join(note.text for note in table.about(line) if not note.remark)
+
+
+def _remarks(line: Line, table: Table) -> list[str]:
+    return [note.text for note in table.about(line) if note.remark]
 
 
 def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:
@@ -138,7 +150,11 @@ def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:
             cells.append(_cell(line, column, table, markup))
             if column.key in papers:
                 paper = line.published.get(column.key)
-                cells.append(markup.text(DASH if paper is None else paper_text(paper, column)))
+                if paper is None:
+                    cells.append(markup.text(DASH))
+                else:
+                    shown = markup.text(paper_text(paper, column))
+                    cells.append(shown + markup.marks(paper.marks))
         body.append([*cells, *([markup.text(line.error)] if wordy else [])])
     return [markup.text(word) for word in head], body
 

@@ -14,8 +14,9 @@ curves. Accuracies are taken as measured: differences within their intervals cou
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from advtrain.reporting.measures import Cell
 from advtrain.reporting.records import Run
-from advtrain.reporting.tables import Cell, Line, Table, title
+from advtrain.reporting.tables import Line, Table, title
 from advtrain.reporting.values import number, text
 from advtrain.reporting.wording import fraction
 

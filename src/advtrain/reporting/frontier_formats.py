@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from advtrain.reporting.frontier import Comparison, Curve, Frontier, Point
 from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
-from advtrain.reporting.tables import Cell
+from advtrain.reporting.measures import Cell
 from advtrain.reporting.wording import percent
 
 HEADING = "Standard against robust accuracy"

@@ -5,20 +5,24 @@ from dataclasses import dataclass
 
 from advtrain.reporting.records import Note, Row, Run
 
+PAPER = "paper"
+"""The check of notes about a paper's figures, which are no warnings."""
 WHOLE = (None, "", "model", "all")  # as the row of a warning that concerns all of a run
 
 
 @dataclass(frozen=True)
 class Footnote:
-    """A warning under a table, which its `number` points to from a cell or a configuration.
+    """A sentence under a table, which its `number` points to from a cell or a configuration.
 
-    `about` names the configuration, seed, view and row that it concerns, as far as the table has
-    several; it is empty where a warning concerns all of a table with one run.
+    It is a warning about our numbers, or, with `remark`, what is to be said of a paper's. `about`
+    names the configuration, seed, view and row that it concerns, as far as the table has
+    several; it is empty where it concerns all of a table with one run.
     """
 
     number: int
     about: str
     message: str
+    remark: bool = False
 
     @property
     def text(self) -> str:
@@ -26,14 +30,17 @@ class Footnote:
 
 
 class Footnotes:
-    """Numbers warnings in the order in which they are asked for, the same warning once."""
+    """Numbers sentences in the order in which they are asked for, the same sentence once."""
 
     def __init__(self) -> None:
-        self.numbers: dict[tuple[str, str], int] = {}
+        self.numbers: dict[tuple[str, str, bool], int] = {}
 
     def mark(self, notes: Iterable[tuple[Sequence[str], Note]]) -> tuple[int, ...]:
-        """The numbers of warnings, each with the words that say what it is about."""
-        keys = [(", ".join(word for word in words if word), note.message) for words, note in notes]
+        """The numbers of notes, each with the words that say what it is about."""
+        keys = [
+            (", ".join(word for word in words if word), note.message, note.check == PAPER)
+            for words, note in notes
+        ]
         return tuple(sorted({self.numbers.setdefault(key, len(self.numbers) + 1) for key in keys}))
 
     def listed(self) -> tuple[Footnote, ...]:
@@ -44,6 +51,11 @@ def general_notes(run: Run) -> list[Note]:
     """The warnings of a run that name none of its rows."""
     beside = [note for row in run.rows for note in row_notes(run, row)]
     return [note for note in run.notes if note not in beside]
+
+
+def paper_notes(run: Run, key: str) -> list[Note]:
+    """What is to be said of the published figure `key` of a run, or of all its row."""
+    return [Note(PAPER, key, words) for words in run.paper.remarks.get(key, ())]
 
 
 def sentence(note: Note) -> str:

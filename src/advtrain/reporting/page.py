@@ -16,6 +16,8 @@ from advtrain.reporting import (
     formats,
     frontier_formats,
     paired_formats,
+    paper_words,
+    papers,
     study,
     wording,
 )
@@ -81,6 +83,7 @@ def run_page(run: Run, report: Report, plots: Iterable[Path]) -> str:
         pictures=_pictures(plots),
         command=command(run),
         references=cited([run]),
+        caption=formats.caption(report.table),
     )
 
 
@@ -232,7 +235,10 @@ def _render(name: str, **values: Any) -> str:
         "legend": paired_formats.legend,
         "heading": paired_formats.heading,
         "cells": paired_formats.cells,
-        "points": paired_formats.points,
+        "paper_text": formats.paper_text,
+        "figure_text": paper_words.figure_text,
+        "paper_row": papers.of_row,
+        "points": wording.points,
         "spread": _spread,
         "paired_caption": paired_formats.caption,
         "claim_name": claim_words.name,
@@ -247,6 +253,7 @@ def _render(name: str, **values: Any) -> str:
         "share_spread": claim_formats.beside_text,
         "study_grid": study.grid,
         "study_caption": study.caption,
+        "study_notes": study.notes,
         "frontier_cells": frontier_formats.cells,
         "frontier_sentences": frontier_formats.sentences,
     }

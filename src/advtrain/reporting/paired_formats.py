@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
 from advtrain.reporting.paired import Pair, Pairing
-from advtrain.reporting.wording import MINUS, percent
+from advtrain.reporting.wording import MINUS, percent, points
 
 DOUBT = "!"
 
@@ -31,12 +31,6 @@ def cells(pair: Pair) -> list[str]:
     interval = f"{points(pair.low)} to {points(pair.high)}"
     alone = [str(pair.counts.first), str(pair.counts.second)]
     return [*accuracies, points(pair.difference), interval, *alone, chance(pair.p)]
-
-
-def points(difference: float) -> str:
-    """`+1.20`: percentage points, with the sign."""
-    rounded = f"{100 * difference:+.2f}"
-    return "0.00" if not float(rounded) else rounded.replace("-", MINUS)
 
 
 def chance(p: float) -> str:

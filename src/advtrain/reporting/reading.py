@@ -12,7 +12,7 @@ from typing import Any
 
 from advtrain.reporting import values
 from advtrain.reporting.reading_proofs import certified, exact, study
-from advtrain.reporting.records import Draws, Note, Row, Run, Stage
+from advtrain.reporting.records import Draws, Note, Paper, Row, Run, Stage
 
 SCHEMA = 1
 MAX_BYTES = {"results.json": 32 << 20, "status.json": 8 << 20, "metrics.jsonl": 64 << 20}
@@ -89,6 +89,7 @@ def read_run(directory: Path) -> Run:
         checkpoint=values.text(results.get("checkpoint")),
         selected_on=values.text(results.get("selected_on")),
         train_acc=values.fraction(values.mapping(results.get("training")).get("train_acc")),
+        train_images=values.integer(dataset.get("train_images")),
         rows=rows,
         worst_case=values.fractions(results.get("worst_case")),
         certified=certified(results.get("certified")),
@@ -104,6 +105,7 @@ def read_run(directory: Path) -> Run:
             for k, v in values.mapping(results.get("published", config.get("published"))).items()
             if values.is_real(v)
         },
+        paper=_paper(values.mapping(config.get("paper"))),
         choices=choices,
         overrides=tuple(values.text(word) for word in values.items(status.get("overrides"))),
         config=config,
@@ -236,6 +238,16 @@ def _confusion(value: Any) -> tuple[tuple[int, ...], ...]:
     square = len(table) <= MAX_CLASSES and all(len(line) == len(table) for line in counts)
     known = [[each for each in line if each is not None and each >= 0] for line in counts]
     return tuple(map(tuple, known)) if square and known == counts else ()
+
+
+def _paper(value: Mapping[str, Any]) -> Paper:
+    remarks = values.mapping(value.get("remarks"))
+    return Paper(
+        source=values.text(value.get("source")),
+        setting=values.texts(value.get("setting")),
+        given=tuple(map(values.text, values.items(value.get("given")))),
+        remarks={key: tuple(map(values.text, values.items(v))) for key, v in remarks.items()},
+    )
 
 
 def _standing(value: Any, accuracy: float) -> str:

@@ -144,10 +144,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Study:
-    """PREDICT for several n; accurate is what agrees with the top class of `gold_draws`.
-
-    `published`: a paper's shares, by n and category, `100_abstain`.
-    """
+    """PREDICT for several n; accurate is what agrees with the top class of `gold_draws`."""
 
     sigma: float | None
     alpha: float | None
@@ -155,7 +152,6 @@ class Study:
     examples: int | None
     rows: tuple[Answers, ...]
     view: str = "identity"
-    published: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,6 +162,21 @@ class Note:
     row: str | None
     message: str
     view: str | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What the configuration of a run says of the paper whose figures stand beside its own.
+
+    `setting`: choices, or values at dotted keys, that the figures are of. `given`: keys that the
+    command line may set without leaving it. `remarks`: sentences by measure, or by `table`, of all
+    its rows, and `row`.
+    """
+
+    source: str = ""
+    setting: dict[str, str] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+    remarks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,7 @@ class Run:
     checkpoint: str = ""
     selected_on: str = ""
     train_acc: float | None = None
+    train_images: int | None = None
     rows: tuple[Row, ...] = ()
     worst_case: dict[str, float] = field(default_factory=dict)
     worst_by_view: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -199,6 +211,7 @@ class Run:
     exact: tuple[Exact, ...] = ()
     notes: tuple[Note, ...] = ()
     published: dict[str, float] = field(default_factory=dict)
+    paper: Paper = Paper()
     choices: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)

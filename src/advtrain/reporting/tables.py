@@ -5,32 +5,31 @@ Cells hold fractions; how they look is the business of `formats` and of the page
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
 
 from advtrain.reporting.folding import fold, labels
-from advtrain.reporting.notes import WHOLE, Footnote, Footnotes, general_notes, row_notes
+from advtrain.reporting.measures import TRAIN, Cell, measured, merged, shared
+from advtrain.reporting.notes import (
+    WHOLE,
+    Footnote,
+    Footnotes,
+    general_notes,
+    paper_notes,
+    row_notes,
+)
+from advtrain.reporting.papers import (
+    Figure,
+    beside,
+    incomparable,
+    is_comparable,
+    sources,
+    told,
+)
 from advtrain.reporting.records import Row, Run
 from advtrain.reporting.wording import described, radii, settings
 
 EVERY_VIEW = "all views"
-TRAIN = "train_acc"
-"""Column of the accuracy on what was trained on, in the epoch that is judged."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`value` is a fraction, or a radius in the column acr. One run has an interval, more a std.
-
-    `marks`: the numbers of the table's footnotes about this value.
-    """
-
-    value: float
-    n: int | None = None
-    low: float | None = None
-    high: float | None = None
-    std: float | None = None
-    seeds: int = 1
-    marks: tuple[int, ...] = ()
+ALL = "table"
+"""Key of the remarks that are about all rows of a paper's table."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Line:
     view: str
     runs: tuple[Run, ...]
     cells: dict[str, Cell]
-    published: dict[str, float]
+    published: dict[str, Figure]
     state: str = "done"
     error: str = ""
     marks: tuple[int, ...] = ()
@@ -69,10 +68,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
+    """`remarks`: sentences about a paper's figures, of which those in `incomparable` say why none
+    is compared; `sources`: where its figures are from.
+    """
+
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...] = ()
     footnotes: tuple[Footnote, ...] = ()
+    incomparable: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def best(self, key: str) -> float | None:
         """The largest value of a column, to be marked; None where nothing is compared."""
@@ -107,6 +113,27 @@ class Table:
         known = {column.key for column in self.columns}
         return any(known & line.published.keys() for line in self.lines)
 
+    @property
+    def is_of_a_paper(self) -> bool:
+        """Whether a run says what paper its figures stand beside, if only to say why not."""
+        return any(run.paper.setting or run.published for line in self.lines for run in line.runs)
+
+    def warned(self, marks: Iterable[int]) -> bool:
+        """Whether one of these numbers is a warning's, and not that of a remark."""
+        return any(note.number in set(marks) for note in self.footnotes if not note.remark)
+
+    def about(self, line: Line) -> list[Footnote]:
+        """The footnotes that a line, its cells, or the paper's figures beside them point to."""
+        beside_ours = [figure.marks for figure in line.published.values()]
+        marked = [line.marks, *(cell.marks for cell in line.cells.values()), *beside_ours]
+        marks = {mark for each in marked for mark in each}
+        return [note for note in self.footnotes if note.number in marks]
+
+    @property
+    def has_verdicts(self) -> bool:
+        found = [figure for line in self.lines for figure in line.published.values()]
+        return any(figure.difference is not None for figure in found)
+
 
 def accuracy_table(runs: Sequence[Run]) -> Table:
     """The table of `runs`; configurations that differ only in the seed are one line."""
@@ -117,7 +144,17 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
     keys = _columns(runs)
     columns = tuple(_column(key, runs, lines) for key in keys)
     marked, footnotes = _annotated(lines)
-    return Table(columns, marked, tuple(_repetitions(runs, groups)), footnotes)
+    named = [(line.label, run) for line in marked for run in line.runs]
+    papers = {id(run): run for _, run in named}.values()
+    return Table(
+        columns=columns,
+        lines=marked,
+        notes=tuple(_repetitions(runs, groups)),
+        footnotes=footnotes,
+        incomparable=tuple(incomparable(named)),
+        remarks=tuple(dict.fromkeys(w for run in papers for w in run.paper.remarks.get(ALL, ()))),
+        sources=tuple(sources(papers)),
+    )
 
 
 def _annotated(lines: Sequence[Line]) -> tuple[tuple[Line, ...], tuple[Footnote, ...]]:
@@ -150,7 +187,20 @@ def _annotated(lines: Sequence[Line]) -> tuple[tuple[Line, ...], tuple[Footnote,
                     found = footnotes.mark((about, note) for note in row_notes(run, row))
                     cell = cells[row.name]
                     cells[row.name] = replace(cell, marks=tuple(sorted({*cell.marks, *found})))
-        marked.append(replace(line, cells=cells, marks=marks))
+        first = line.runs[0]
+        said = footnotes.mark((words(line, first)[:1], note) for note in paper_notes(first, "row"))
+        figures = {
+            key: replace(
+                figure,
+                marks=footnotes.mark(
+                    ([*words(line, first)[:1], title(key)], note)
+                    for note in paper_notes(first, key)
+                ),
+            )
+            for key, figure in line.published.items()
+        }
+        marks = tuple(sorted({*marks, *said}))
+        marked.append(replace(line, cells=cells, marks=marks, published=figures))
     return tuple(marked), footnotes.listed()
 
 
@@ -160,87 +210,54 @@ def _lines(group: Sequence[Run], label: str) -> list[Line]:
     if first.state == "done" and not first.rows and first.certified is None:
         reason = "not evaluated"
     views = tuple(dict.fromkeys(view for run in group for view in run.views))
-    shared = [_shared(run) for run in group]
+    common = [shared(run) for run in group]
     lines = []
     for view in views:
         parts = [
-            _measured(run, view) | (shared[i] if len(views) == 1 else {})
+            measured(run, view) | (common[i] if len(views) == 1 else {})
             for i, run in enumerate(group)
         ]
-        published = _published(first, view, len(views) == 1)
-        lines.append(Line(label, view, tuple(group), _merge(parts), published, first.state, reason))
+        cells = merged(parts)
+        published = _published(group, view, cells)
+        lines.append(Line(label, view, tuple(group), cells, published, first.state, reason))
     if len(views) != 1:
-        cells = _merge(shared)
+        cells = merged(common)
         if cells or not views:
             view = EVERY_VIEW if views else ""
             lines.append(Line(label, view, tuple(group), cells, {}, first.state, reason))
     return lines
 
 
-def _measured(run: Run, view: str) -> dict[str, Cell]:
-    rows = [row for row in run.rows if row.view == view]
-    cells = {row.name: Cell(row.accuracy, row.n, row.low, row.high) for row in rows}
-    worst = run.worst_by_view.get(view, {})
-    return cells | {f"worst_{norm}": Cell(value) for norm, value in worst.items()}
-
-
-def _shared(run: Run) -> dict[str, Cell]:
-    """What belongs to a run and not to a view of it: training, the worst case, the certificate.
-
-    Accuracy in training only where a paper prints it, too.
-    """
-    trained = run.train_acc if TRAIN in run.published else None
-    cells = {TRAIN: Cell(trained)} if trained is not None else {}
-    cells |= {f"worst_{norm}": Cell(value) for norm, value in run.worst_case.items()}
-    found = run.certified
-    if found is not None:
-        norm = "" if found.norm == "l2" else f"_{found.norm}"  # radii of norms are not compared
-        if found.accuracy is not None:
-            cells[f"certified{norm}"] = Cell(found.accuracy, found.examples)
-        for radius, value in found.at_radius.items():
-            cells[f"certified{norm}_{radius:.2f}"] = Cell(value, found.examples)
-        if found.acr is not None:
-            cells[f"acr{norm}"] = Cell(found.acr, found.examples)
-    return cells
-
-
-def _merge(parts: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
-    """Mean and sample standard deviation over seeds; one run keeps its own interval."""
-    merged = {}
-    for key in dict.fromkeys(key for part in parts for key in part):
-        cells = [part[key] for part in parts if key in part]
-        if len(cells) == 1:
-            merged[key] = cells[0]
-            continue
-        values = [cell.value for cell in cells]
-        sizes = {cell.n for cell in cells}
-        n = sizes.pop() if len(sizes) == 1 else None
-        merged[key] = Cell(fmean(values), n, std=stdev(values), seeds=len(cells))
-    return merged
-
-
-def _published(run: Run, view: str, only: bool) -> dict[str, float]:
-    """A paper's values for this line: keyed by column, or by column@view where there are views."""
-    here = {k.rpartition("@")[0]: v for k, v in run.published.items() if k.endswith(f"@{view}")}
-    plain = {key: value for key, value in run.published.items() if "@" not in key}
-    return (plain | here) if only or view == "identity" else here
+def _published(group: Sequence[Run], view: str, cells: dict[str, Cell]) -> dict[str, Figure]:
+    """A paper's values for this line, beside ours where every run is at the paper's setting."""
+    comparable = all(map(is_comparable, group))
+    figures = {}
+    for key, value in told(group[0], view).items():
+        ours = cells.get(key)
+        figures[key] = beside(
+            value,
+            None if ours is None else ours.value,
+            None if ours is None else ours.reach,
+            comparable=comparable,
+        )
+    return figures
 
 
 def _columns(runs: Iterable[Run]) -> list[str]:
     """Attacks in the order of the evaluation, worst cases, certificates by radius."""
     attacks: list[str] = []
-    shared: dict[str, None] = {}
+    others: dict[str, None] = {}
     for run in runs:
         place = 0
         for row in run.rows:
             if row.name not in attacks:
                 attacks.insert(place, row.name)
             place = attacks.index(row.name) + 1
-        shared |= dict.fromkeys(_shared(run))
-    worst = [key for key in shared if key.startswith("worst_")]
-    certified = sorted(key for key in shared if key.startswith("certified"))
-    radii = sorted(key for key in shared if key.partition("_")[0] == "acr")
-    return [*(key for key in (TRAIN,) if key in shared), *attacks, *worst, *certified, *radii]
+        others |= dict.fromkeys(shared(run))
+    worst = [key for key in others if key.startswith("worst_")]
+    certified = sorted(key for key in others if key.startswith("certified"))
+    radii = sorted(key for key in others if key.partition("_")[0] == "acr")
+    return [*(key for key in (TRAIN,) if key in others), *attacks, *worst, *certified, *radii]
 
 
 def _column(key: str, runs: Sequence[Run], lines: Sequence[Line]) -> Column:

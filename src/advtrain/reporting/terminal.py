@@ -1,6 +1,7 @@
 """The tables on a terminal, and in a pipe, where no column is cut and no colour is written.
 
-An exclamation mark stands at a number with a warning; the warnings stand under the table.
+An exclamation mark stands at a number with a warning, a star at a configuration or a paper's
+figure with a remark; both stand under the table.
 """
 
 import os
@@ -13,11 +14,13 @@ from advtrain.reporting.claim_terminal import print_checks, print_claims, print_
 from advtrain.reporting.formats import caption, eps_text, paper_text, spread_text, value_text
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired_terminal import print_pairings
+from advtrain.reporting.paper_words import figure_text
+from advtrain.reporting.papers import of_row
 from advtrain.reporting.records import Row, Run
 from advtrain.reporting.report import Report
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.tables import Column, Line, Table, title
-from advtrain.reporting.wording import DASH, count, described, duration, percent, radii
+from advtrain.reporting.wording import DASH, MINUS, count, described, duration, percent, radii
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MARK = "! "  # before a number, so that digits stay aligned
+STAR = "*"
 
 
 def print_run(report: Report, console: "Console | None" = None) -> None:
@@ -41,6 +45,7 @@ def print_run(report: Report, console: "Console | None" = None) -> None:
         say(console, f"{run.state}: {run.error}", "red")
     for note in [*general_notes(run), *(n for row in run.rows for n in row_notes(run, row))]:
         say(console, f"! warning: {sentence(note)}", "yellow")
+    _say_of_paper(report.table, console)
     print_checks(report.named, console)
     say(console, " · ".join([fact for fact in facts if fact]), "dim")
 
@@ -61,15 +66,27 @@ def print_set(report: Report, console: "Console | None" = None) -> None:
 def print_table(table: Table, console: "Console | None" = None) -> None:
     """The table of a set of runs, with intervals where the terminal is wide enough for them."""
     console = console or screen()
-    fit(console, [_wide(table, spread=True), _wide(table, spread=False), _tall(table)])
+    layouts = [_wide(table, spread=True), _wide(table, spread=False)]
+    layouts += [_wide(table, spread=False, stacked=True)] if table.has_published else []
+    fit(console, [*layouts, _tall(table)])
     for line in table.lines:
         if line.error:
             say(console, f"{line.label}: {line.error}", "red")
     for footnote in table.footnotes:
-        say(console, f"! warning: {footnote.text}", "yellow")
+        if not footnote.remark:
+            say(console, f"! warning: {footnote.text}", "yellow")
+    _say_of_paper(table, console)
     for note in table.notes:
         say(console, note, "yellow")
     say(console, caption(table).replace("bold the", "marked the"), "dim")
+
+
+def _say_of_paper(table: Table, console: "Console") -> None:
+    """Why its figures are not compared, and what is to be said of them."""
+    for words in table.incomparable:
+        say(console, f"! {words}", "yellow")
+    for words in [*table.remarks, *(note.text for note in table.footnotes if note.remark)]:
+        say(console, f"{STAR} {words}")
 
 
 @contextmanager
@@ -104,7 +121,7 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         cells += [MARK * noted + percent(row.accuracy), interval]
         cells += [DASH if row.n is None else str(row.n)]
         cells += [count(passes or None), duration(row.seconds)] if wide else []
-        cells += [percent(run.published.get(row.name))] if paper else []
+        cells += [_paper(run, row)] if paper else []
         shown.add_row(*[Text(cell) for cell in cells], style="yellow" if noted else "")
         for cells in _stages(row, several=several, wide=wide):
             shown.add_row(*[Text(cell) for cell in cells], style="dim")
@@ -115,6 +132,11 @@ def _row_table(run: Run, *, wide: bool) -> "RichTable":
         cells += [percent(run.published.get(f"worst_{norm}"))] if paper else []
         shown.add_row(*[Text(cell) for cell in cells], style="bold")
     return shown
+
+
+def _paper(run: Run, row: Row) -> str:
+    figure = of_row(run, row)
+    return DASH if figure is None else figure_text(figure).replace(MINUS, "-")
 
 
 def _measured(run: Run) -> list[str]:
@@ -132,8 +154,8 @@ def _stages(row: Row, *, several: bool, wide: bool) -> Iterator[list[str]]:
         yield [*cells, *([count(passes or None), duration(stage.seconds)] if wide else [])]
 
 
-def _wide(table: Table, *, spread: bool) -> "RichTable":
-    """A line per configuration."""
+def _wide(table: Table, *, spread: bool, stacked: bool = False) -> "RichTable":
+    """A line per configuration; `stacked`, a paper's figures below ours."""
     from rich.text import Text
 
     shown = new_table()
@@ -143,10 +165,10 @@ def _wide(table: Table, *, spread: bool) -> "RichTable":
     for column in table.columns:
         shown.add_column(Text(title(column.key)), justify="right", no_wrap=True)
     for line in table.lines:
-        cells = [Text(MARK * bool(line.marks) + line.label)]
+        cells = [Text(_named(line, table))]
         cells += [Text(line.view)] if table.has_views else []
         cells += [Text(str(line.seeds))] if table.has_seeds else []
-        cells += [_cell(line, column, table, spread) for column in table.columns]
+        cells += [_cell(line, column, table, spread, stacked) for column in table.columns]
         shown.add_row(*cells, style="red" if line.error and not line.cells else "")
     return shown
 
@@ -160,7 +182,7 @@ def _tall(table: Table) -> "RichTable":
     told = [line for line in table.lines if line.cells]
     for line in told:
         view = f" ({line.view})" if table.has_views else ""
-        name = MARK * bool(line.marks) + line.label + view
+        name = _named(line, table) + view
         shown.add_column(Text(name), justify="right", overflow="fold")
     for column in table.columns:
         cells = [_cell(line, column, table, False) for line in told]
@@ -168,7 +190,13 @@ def _tall(table: Table) -> "RichTable":
     return shown
 
 
-def _cell(line: Line, column: Column, table: Table, spread: bool) -> "Text":
+def _named(line: Line, table: Table) -> str:
+    """The label, with signs for the warnings and the remarks about all of the line."""
+    remarked = any(note.remark for note in table.footnotes if note.number in line.marks)
+    return MARK * table.warned(line.marks) + line.label + STAR * remarked
+
+
+def _cell(line: Line, column: Column, table: Table, spread: bool, stacked: bool = False) -> "Text":
     from rich.text import Text
 
     cell = line.cells.get(column.key)
@@ -180,7 +208,10 @@ def _cell(line: Line, column: Column, table: Table, spread: bool) -> "Text":
     extra = spread_text(cell, column)
     if extra and (spread or cell.std is not None):
         text.append(f" {extra}", style="dim")
-    if column.key in line.published:
-        shown = paper_text(line.published[column.key], column)
-        text.append(f" (paper {shown})", style="dim")
+    figure = line.published.get(column.key)
+    if figure is not None:
+        shown = paper_text(figure, column).replace(MINUS, "-")
+        shown = shown.replace(" (", "\n(") if stacked else shown
+        text.append(f"{chr(10) if stacked else ' '}paper {shown}", style="dim")
+        text.append(STAR if figure.marks else "", style="yellow")
     return text

@@ -11,6 +11,12 @@ def percent(value: float | None, digits: int = 2) -> str:
     return DASH if value is None else f"{100 * value:.{digits}f}"
 
 
+def points(difference: float) -> str:
+    """`+1.20`: percentage points, with the sign."""
+    rounded = f"{100 * difference:+.2f}"
+    return "0.00" if not float(rounded) else rounded.replace("-", MINUS)
+
+
 def fraction(eps: float | None) -> str:
     """A radius as users write it: 8/255 where it is a whole number of grey levels, else 0.3."""
     if eps is None:
