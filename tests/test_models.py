@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from advtrain.models.linear import linear
 from advtrain.models.lwta_networks import lwta_cnn, lwta_mnist_cnn, lwta_wide_resnet
 from advtrain.models.network import Network
+from advtrain.models.nuat_networks import nuat_mnist_cnn, nuat_resnet18, nuat_wide_resnet
 from advtrain.models.preact_resnet import preact_resnet18
 from advtrain.models.resnet import cifar_resnet, resnet18, resnet34, resnet50
 from advtrain.models.small import mnist_cnn, small_cnn
@@ -59,6 +60,9 @@ COUNTS = [
     pytest.param(wrn_28_10, CIFAR, 10, 36_479_194, 5243.3, 25, id="wrn_28_10"),
     pytest.param(wrn_34_10, CIFAR, 10, 46_160_474, 6658.9, 31, id="wrn_34_10"),
     pytest.param(wrn_40_2, STL, 10, 2_243_546, 2948.4, 37, id="wrn_40_2"),
+    pytest.param(nuat_resnet18, CIFAR, 10, 11_173_962, 555.4, 20, id="nuat_resnet18"),
+    pytest.param(nuat_wide_resnet, CIFAR, 10, 46_172_810, 7366.7, 31, id="nuat_wrn_34_10"),
+    pytest.param(nuat_mnist_cnn, MNIST, 10, 1_791_466, 52.4, 0, id="nuat_mnist_cnn"),
     pytest.param(
         partial(lwta_cnn, **WINNERS), (1, 8, 8), 10, 29_162, 0.3, 2, id="lwta_cnn at 8x8"
     ),

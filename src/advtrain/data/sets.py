@@ -32,11 +32,13 @@ def digits(
     max_test_size: Count | None,
     validation: Natural,
     augment: Augment,
+    kept: Count | None = None,
 ) -> Data:
     """1,797 handwritten digits of 8 x 8 pixels (UCI optdigits' test file), shipped in scikit-learn.
 
     36 of each class are the test set, drawn once and for all; 1,437 remain. Grey levels 0 to 16
-    become 0 to 255. root and download are keys of every set; here nothing is read or fetched.
+    become 0 to 255. `kept`: so many of the classes, the first. root and download are keys of every
+    set; here nothing is read or fetched.
     """
     from sklearn.datasets import load_digits  # a second to import, and only this set needs it
 
@@ -44,10 +46,12 @@ def digits(
     images = torch.from_numpy(np.round(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
     raw = Raw(images, torch.from_numpy(labels.astype(np.int64)))
     tested = np.sort(balanced_order(raw.labels, seed=0)[:360])
-    kept = np.setdiff1d(np.arange(len(labels)), tested)
+    rest = np.setdiff1d(np.arange(len(labels)), tested)
+    count = len(readers.DIGITS) if kept is None else min(kept, len(readers.DIGITS))
+    rest, tested = (rows[labels[rows] < count] for rows in (rest, tested))
     assembly = Assembly(
         name="digits",
-        classes=readers.DIGITS,
+        classes=readers.DIGITS[:count],
         device=torch.device(device),
         seed=seed,
         train_size=train_size,
@@ -57,7 +61,7 @@ def digits(
         validation=validation,
         augment=augment,
     )
-    train, test = (_part(raw.only(torch.from_numpy(rows))) for rows in (kept, tested))
+    train, test = (_part(raw.only(torch.from_numpy(rows))) for rows in (rest, tested))
     return assembly(train, test)
 
 

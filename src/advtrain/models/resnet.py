@@ -16,7 +16,7 @@ Networks called ResNet-18 at 32x32 and 10 classes, all of 11,173,962 parameters 
 | file | |
 | --- | --- |
 | TRADES, MART, MAIR | followed here: no ReLU between the second batch norm and the sum |
-| GAT, NuAT | one ReLU more, there: the same keys, another function; not offered |
+| GAT, NuAT | one ReLU more, there: the same tensors, another function; see nuat_networks |
 
 The 6 n + 2 family is the one of randomized smoothing (Cohen et al. 2019): basic blocks, 1x1
 convolution with batch norm on shortcuts that change shape, He's initialisation. ResNet-110 has
