@@ -387,7 +387,7 @@ def test_the_lecture_is_a_grid_with_its_published_figures_beside_ours(tmp_path):
     assert lines["standard"]["clean_published"] == "0.9996"
     assert lines["linear_exact"]["exact_unclipped_published"] == "0.975"
     assert "paper" in (tmp_path / "sweep" / "table.md").read_text()
-    assert lines["linear_exact"]["configuration"] == "linear_mnist01/robust"
+    assert lines["linear_exact"]["configuration"] == "robust"
 
 
 def test_each_row_of_the_lecture_has_its_setting():

@@ -64,13 +64,14 @@ def test_the_csv_has_the_warnings_in_a_column(tmp_path):
     assert float(first["pgd_linf"]) == 0.5
 
 
-def test_warnings_of_seeds_are_told_apart_and_those_of_views_are_told_once(tmp_path):
+def test_the_same_warning_of_seeds_or_views_is_told_once_with_all_that_it_is_about(tmp_path):
     seeds = [noted(tmp_path / str(seed), OF_ROW, seed=seed) for seed in (0, 1)]
     table = table_of(*seeds)
-    assert table.lines[0].cells["pgd_linf"].marks == (1, 2)
-    assert [note.about for note in table.footnotes] == ["seed 0, pgd_linf", "seed 1, pgd_linf"]
-    assert "50.00¹,² ± 0.00" in markdown(table)
-    assert r"\textsuperscript{1,2}" in latex(table)
+    assert table.lines[0].cells["pgd_linf"].marks == (1,)
+    assert [n.abouts for n in table.footnotes] == [("seed 0, pgd_linf", "seed 1, pgd_linf")]
+    assert "50.00¹ ± 0.00" in markdown(table)
+    assert "¹ seed 0, pgd_linf; seed 1, pgd_linf: 3 of 100 lie outside." in markdown(table)
+    assert r"\textsuperscript{1}" in latex(table)
     views = [row("clean", 0.9, view=view) for view in ("lambda=0", "lambda=1")]
     table = table_of(noted(tmp_path / "v", OF_MODEL, rows=views))
     assert [line.marks for line in table.lines] == [(1,)] * 3 and len(table.footnotes) == 1

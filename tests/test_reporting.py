@@ -16,7 +16,7 @@ from advtrain.reporting.notes import general_notes, row_notes
 from advtrain.reporting.reading import find_runs, read_metrics, read_run
 from advtrain.reporting.series import read_examples, read_radii
 from advtrain.reporting.tables import accuracy_table
-from advtrain.reporting.wording import DASH
+from advtrain.reporting.wording import DASH, MINUS
 from advtrain.reporting.writing import write_run, write_set
 
 
@@ -89,7 +89,7 @@ def test_the_best_is_bold_only_where_something_is_compared(tmp_path):
 def test_a_paper_stands_beside_ours(tmp_path):
     run = put(tmp_path / "0", results(published={"pgd_linf": 0.52}))
     text = markdown(table_of(run))
-    assert "| pgd_linf | paper |" in text and "| 52.00 (−2.00, within) |" in text
+    assert "| pgd_linf | paper |" in text and f"| 52.00 ({MINUS}2.00, within) |" in text
     assert "pgd_linf_published" in comma_separated(table_of(run))
 
 

@@ -11,7 +11,7 @@ at 32x32):
 | --- | --- | --- | --- |
 | robust_overfitting, AWP, later TRADES | 46,160,474 | 6,658.9 | followed here |
 | first TRADES, MART | 48,262,586 | 6,658.9 | stores five more blocks that it never uses |
-| NuAT | 46,172,810 | 7,366.7 | biases, stride on the second convolution, raw shortcut; see nuat_networks |
+| NuAT | 46,172,810 | 7,366.7 | biases, other strides, raw shortcut: see nuat_networks |
 """
 
 from collections.abc import Sequence

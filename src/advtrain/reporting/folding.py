@@ -42,6 +42,7 @@ def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     told = [key for key in keys if len(set(values[key])) > 1]
     if "row" in told:
         told = [key for key in told if key == "row" or not _follows(values[key], values["row"])]
+    values["row"] = _of_one_table(values.get("row", []))
     names = []
     for i, group in enumerate(groups):
         mine = {key: values[key][i] for key in told if values[key][i]}
@@ -96,6 +97,12 @@ def _parts(run: Run) -> dict[str, str]:
     if isinstance(run.config.get("row"), str):
         parts["row"] = run.config["row"]
     return {key: value for key, value in parts.items() if value and _counts(key)}
+
+
+def _of_one_table(rows: list[str]) -> list[str]:
+    """Rows without the name of their table, where that is one."""
+    tables = {row.rpartition("/")[0] for row in rows}
+    return [row.rpartition("/")[2] for row in rows] if len(tables) == 1 else rows
 
 
 def _told(key: str, value: str) -> str:

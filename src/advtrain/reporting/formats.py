@@ -125,11 +125,11 @@ def comma_separated(table: Table) -> str:
 
 
 def _warnings(line: Line, table: Table) -> str:
-    return "; ".join(note.text for note in table.about(line) if not note.remark)
+    return "; ".join(note.of(line.label) for note in table.about(line) if not note.remark)
 
 
 def _remarks(line: Line, table: Table) -> list[str]:
-    return [note.text for note in table.about(line) if note.remark]
+    return [note.of(line.label) for note in table.about(line) if note.remark]
 
 
 def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:

@@ -12,39 +12,53 @@ WHOLE = (None, "", "model", "all")  # as the row of a warning that concerns all 
 
 @dataclass(frozen=True)
 class Footnote:
-    """A sentence under a table, which its `number` points to from a cell or a configuration.
+    """A sentence under a table, which its `number` points to from cells or configurations.
 
-    It is a warning about our numbers, or, with `remark`, what is to be said of a paper's. `about`
-    names the configuration, seed, view and row that it concerns, as far as the table has
-    several; it is empty where it concerns all of a table with one run.
+    It is a warning about our numbers, or, with `remark`, what is to be said of a paper's. `abouts`
+    name the configuration, seed, view and row of each thing that it concerns, as far as the table
+    has several; one is empty where it concerns all of a table with one run.
     """
 
     number: int
-    about: str
+    abouts: tuple[str, ...]
     message: str
     remark: bool = False
 
     @property
     def text(self) -> str:
-        return f"{self.about}: {self.message}" if self.about else self.message
+        return self._told(self.abouts)
+
+    def of(self, label: str) -> str:
+        """The text as far as it is about the configuration `label`."""
+        return self._told(
+            [a for a in self.abouts if f"{a},".startswith(f"{label},")] or self.abouts
+        )
+
+    def _told(self, abouts: Sequence[str]) -> str:
+        about = "; ".join(filter(None, abouts))
+        return f"{about}: {self.message}" if about else self.message
 
 
 class Footnotes:
     """Numbers sentences in the order in which they are asked for, the same sentence once."""
 
     def __init__(self) -> None:
-        self.numbers: dict[tuple[str, str, bool], int] = {}
+        self.abouts: dict[tuple[str, bool], dict[str, None]] = {}
 
     def mark(self, notes: Iterable[tuple[Sequence[str], Note]]) -> tuple[int, ...]:
         """The numbers of notes, each with the words that say what it is about."""
-        keys = [
-            (", ".join(word for word in words if word), note.message, note.check == PAPER)
-            for words, note in notes
-        ]
-        return tuple(sorted({self.numbers.setdefault(key, len(self.numbers) + 1) for key in keys}))
+        return tuple(sorted({self._number(words, note) for words, note in notes}))
 
     def listed(self) -> tuple[Footnote, ...]:
-        return tuple(Footnote(number, *key) for key, number in self.numbers.items())
+        return tuple(
+            Footnote(number, tuple(abouts), *key)
+            for number, (key, abouts) in enumerate(self.abouts.items(), start=1)
+        )
+
+    def _number(self, words: Sequence[str], note: Note) -> int:
+        key = note.message, note.check == PAPER
+        self.abouts.setdefault(key, {})[", ".join(word for word in words if word)] = None
+        return list(self.abouts).index(key) + 1
 
 
 def general_notes(run: Run) -> list[Note]:

@@ -25,6 +25,8 @@ FREE_BELOW = (
     *("dataset.device_limit", "eval.size", "eval.batch_size"),
 )
 
+FIRST = ("scale", "dataset", "model")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -89,7 +91,7 @@ def departures(run: Run) -> list[str]:
     if not setting:
         return []
     found = []
-    for key, wanted in setting.items():
+    for key, wanted in sorted(setting.items(), key=_place):
         here = _value(run, key)
         if here != wanted:
             found.append(f"{key}={here or 'null'} in place of {wanted}")
@@ -105,6 +107,12 @@ def departures(run: Run) -> list[str]:
 
 def is_comparable(run: Run) -> bool:
     return not departures(run)
+
+
+def _place(item: tuple[str, str]) -> int:
+    """The most telling keys first."""
+    key, _ = item
+    return FIRST.index(key) if key in FIRST else len(FIRST)
 
 
 def _value(run: Run, key: str) -> str:
