@@ -49,6 +49,15 @@ def test_digits_splits_have_fixed_sizes_and_share_no_image():
     assert not train & test and not validation & test and not train & validation
 
 
+def test_zeros_and_ones_of_digits_are_split_as_they_are_among_all():
+    data, everything = load(kept=2, validation=40), load()
+    assert data.classes == ("0", "1")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [248, 40, 72]
+    for part in ("train", "validation", "test"):
+        assert getattr(data, part).labels.max() == 1
+        assert fingerprints(getattr(data, part)) < fingerprints(getattr(everything, part))
+
+
 def test_no_seed_moves_an_image_to_another_split():
     for part in ("train", "validation", "test"):
         first, second = (getattr(load(seed), part).source.tolist() for seed in (0, 1))
@@ -134,6 +143,6 @@ def test_a_set_is_configured_by_the_keys_of_its_function_and_the_facts(path):
 
 def test_every_named_set_has_a_configuration():
     assert {path.stem for path in CONF.glob("*.yaml")} == {
-        *("digits", "mnist", "mnist01", "fashion_mnist", "cifar10", "cifar100"),
+        *("digits", "digits01", "mnist", "mnist01", "fashion_mnist", "cifar10", "cifar100"),
         *("svhn", "stl10", "imagenet100", "imagefolder"),
     }

@@ -221,6 +221,14 @@ def test_the_stem_follows_the_image_size_unless_told() -> None:
     assert {stems[side, "imagenet"] for side in (32, 224)} == {7}
 
 
+def test_the_resnets_of_trades_and_nuat_share_their_keys_and_differ_as_functions() -> None:
+    twins = [auto18(CIFAR, 10, **RAW), nuat_resnet18(CIFAR, 10, **RAW)]
+    twins[1].load_state_dict(twins[0].state_dict())
+    x = torch.rand(2, *CIFAR)
+    first, second = (twin.eval()(x) for twin in twins)
+    assert (first - second).abs().max() > 1e-3
+
+
 def test_the_preact_twins_share_their_keys_and_differ_as_functions() -> None:
     twins = [preact_resnet18(CIFAR, 10, shortcut=s, **RAW) for s in ("activated", "raw")]
     twins[1].load_state_dict(twins[0].state_dict())
