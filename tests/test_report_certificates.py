@@ -272,7 +272,7 @@ def test_hostile_words_in_certificates_are_text(tmp_path):
     write_run(run)
     write_set([tmp_path / "grid"], tmp_path / "grid")
     for page in (run / "report.html", tmp_path / "grid" / "report.html"):
-        assert "<script" not in page.read_text() and "&lt;script&gt;" in page.read_text()
+        assert page.read_text().count("<script") == 1 and "&lt;script&gt;" in page.read_text()
     assert "\\<script" in (run / "table.md").read_text()
 
 
@@ -300,7 +300,7 @@ def test_a_run_with_certificates_alone_has_no_empty_parts(tmp_path):
     write_run(run)
     assert {path.name for path in run.iterdir()} == {
         *("results.json", "table.md", "table.tex", "table.csv", "certified.csv"),
-        *("report.html", "plots"),
+        *("report.html", "references.bib", "plots"),
     }
     assert "certified_0.25" in comma_separated(of(run).table)
     assert json.loads((run / "results.json").read_text())["certified"]["n"] == 1000

@@ -248,7 +248,7 @@ def test_names_of_logs_are_text_on_the_page(tmp_path):
     path.write_text(path.read_text() + "<script>\t1\n")
     assert report(path, "--out", tmp_path / "out") == 0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "<img src=x" not in page and "<script" not in page and "&lt;img src=x&gt;" in page
+    assert "<img src=x" not in page and page.count("<script") == 1 and "&lt;img src=x&gt;" in page
     assert "\\|a_b.tsv" in (tmp_path / "out" / "table.md").read_text()
     assert "a\\_b.tsv" in (tmp_path / "out" / "table.tex").read_text()
 

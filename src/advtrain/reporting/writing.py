@@ -81,7 +81,8 @@ def _logs(sources: Sources, given: Sequence[Path], wanted: Wanted) -> tuple[list
 
 
 def _write_tables(found: Report, out: Path, run: Run | None = None) -> None:
-    write_text(out / "references.bib", bibliography.bibtex(bibliography.cited(found.runs)))
+    if sources := bibliography.cited(found.runs):
+        write_text(out / "references.bib", bibliography.bibtex(sources))
     write_text(out / "table.md", report.markdown(found, run))
     write_text(out / "table.tex", report.latex(found))
     for name, text in report.comma_separated(found).items():
