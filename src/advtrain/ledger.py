@@ -17,7 +17,7 @@ from advtrain.fingerprints import fingerprint
 from advtrain.lock import locked
 from advtrain.reporting.reading import SCHEMA
 
-OUTSIDE = {"name", "logger", "resume", "device", "packages"}
+OUTSIDE = {"name", "logger", "resume", "device", "packages", "plan"}
 """Keys of what a job is called and where it runs, not of what it computes."""
 PLACES = {"root", "download", "cache", "device_limit", "workers"}
 """The same, of the data set."""

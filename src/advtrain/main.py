@@ -24,6 +24,7 @@ from advtrain.checking import checked, packages, refuse_unread
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
+from advtrain.estimates import estimate
 from advtrain.expansion import single
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.reporting.reading import read_metrics
@@ -44,12 +45,16 @@ def main() -> None:
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
-        if not (
-            parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
-        ):
+        asked = parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion
+        if any(asked):
+            app()
+            code = DONE
+        elif "job=plan" in parsed.overrides:
+            code = estimate(parsed)
+        else:
             validate(parsed)
-        app()
-        code = _code_of_runs()
+            app()
+            code = _code_of_runs()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -105,9 +110,10 @@ def of_table(arguments: list[str]) -> list[str]:
 
 
 def of_checkpoint(overrides: list[str]) -> list[str]:
-    """With job=eval, the choices that the run at `checkpoint=` was trained with."""
+    """Of an evaluation, or a plan of one: the choices of the run at `checkpoint=`."""
     given = dict(override.partition("=")[::2] for override in overrides)
-    if given.get("job") != "eval" or not given.get("checkpoint"):
+    job = given.get("plan.job") if given.get("job") == "plan" else given.get("job")
+    if job != "eval" or not given.get("checkpoint"):
         return []
     return recorded(given["checkpoint"].strip("'\""), overrides)
 

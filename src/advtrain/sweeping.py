@@ -35,10 +35,11 @@ OURS = "${hydra.job.num}"  # the value of SUBDIR in conf/config.yaml: the grid n
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a grid: its overrides, and the name of what it computes."""
+    """One job of a grid: its overrides, and what it computes by name, with its seed and without."""
 
     overrides: tuple[str, ...]
     identity: str
+    seedless: str
 
 
 def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) -> list[Job]:
@@ -56,8 +57,9 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
             job = _composed(composer, line)
             HydraConfig.instance().set_config(job)
             resolved, unread = checked(job, line)
-            name = identity(settled(resolved), choices(job))
-            found.setdefault(name, Job(tuple(line), name))
+            plain, chosen = settled(resolved), choices(job)
+            name = identity(plain, chosen)
+            found.setdefault(name, Job(tuple(line), name, identity({**plain, "seed": 0}, chosen)))
             vain.append(unread)
     finally:
         HydraConfig.instance().cfg = before
