@@ -40,6 +40,8 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
         return f"{found[1]} is not there, but something refers to it; do not remove it."
     if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
         return f"{str(error).splitlines()[0]} Quote values with spaces or signs: 'key=\"a b\"'."
+    if found := re.search(r"Error merging override (\S+) (.*)", text):
+        return f"{found[1]} is refused: {found[2]}"
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,6 +18,8 @@ def require_engines(config: DictConfig) -> None:
     """
     chosen = config.hydra.runtime.choices
     launcher, sweeper = chosen.get("hydra/launcher"), chosen.get("hydra/sweeper")
+    if launcher == "pool":
+        _require_pool(config.hydra.launcher)
     if launcher == "submitit_slurm" and not shutil.which("sbatch"):
         raise ConfigError(
             "hydra/launcher=submitit_slurm: there is no sbatch on this machine. Start it on a login"
@@ -31,6 +33,23 @@ def require_engines(config: DictConfig) -> None:
             "hydra.sweeper.direction=minimize: what a job tells the search is its accuracy under "
             "attack on validation images; write hydra.sweeper.direction=maximize."
         )
+
+
+def _require_pool(pool: DictConfig) -> None:
+    slots, timeout = pool.slots, pool.timeout
+    if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
+        raise ConfigError(
+            f"hydra.launcher.slots={slots} is refused; allowed is auto, or a whole number from 1."
+        )
+    if timeout is not None and timeout <= 0:
+        raise ConfigError(
+            f"hydra.launcher.timeout={timeout:g} is refused; allowed are seconds above 0, or null."
+        )
+    for key in ("grace", "retries"):
+        if pool[key] < 0:
+            raise ConfigError(
+                f"hydra.launcher.{key}={pool[key]:g} is refused; allowed is 0 or more."
+            )
 
 
 def _require_ray(address: Any) -> None:

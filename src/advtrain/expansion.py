@@ -26,14 +26,20 @@ def expand(
 ) -> list[list[str]]:
     """The overrides of each job, in order; the last key varies fastest, rows slowest.
 
-    `loader`: knows the options of groups, for `glob`. ConfigError: rows that are none. Hydra's
-    error: a line that cannot be read, or a range without steps, which only a search can use.
+    `loader`: knows the options of groups, for `glob`. ConfigError: rows that are none, or an
+    interval. Hydra's error: a line that cannot be read.
     """
     parser = OverridesParser.create(config_loader=loader)
     always = [f"{key}={value}" for key, value in (params or {}).items()]
     found = []
     for row in _rows(rows):
         overrides = parser.parse_overrides([*always, *row, *arguments])
+        for each in overrides:
+            if each.is_sweep_override() and not each.is_discrete_sweep():
+                raise ConfigError(
+                    f"{each.input_line}: all values between two are for a search, as by "
+                    "hydra/sweeper=optuna; a grid takes 1,2,3 or range(0,5)."
+                )
         for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
             found += [list(job) for job in batch]
     return found

@@ -75,7 +75,7 @@ def main() -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
-        if Locate.sweep is not None and Locate.sweep.is_dir():
+        if Locate.sweep is not None and ledger.codes(Locate.sweep):
             ledger.close(Locate.sweep)
             _report_grid(Locate.sweep)
     sys.exit(code)

@@ -5,8 +5,6 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from advtrain.config import ConfigError
-
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -15,18 +13,11 @@ def environments(asked: int | Literal["auto"], jobs: int) -> list[dict[str, str]
 
     `auto`: a slot per GPU, else one per two cores but at least two where there are two; never more
     than `jobs`. With more slots than GPUs, slots share them in turn. The number of threads is left
-    as it is where the environment sets it already. ConfigError: no number of slots.
+    as it is where the environment sets it already.
     """
     devices, cores = gpus(os.environ), len(os.sched_getaffinity(0))
-    if asked == "auto":
-        wanted = len(devices) or max(min(cores, 2), cores // 2)
-    elif isinstance(asked, int) and not isinstance(asked, bool) and asked >= 1:
-        wanted = asked
-    else:
-        raise ConfigError(
-            f"hydra.launcher.slots={asked} is refused; allowed is auto, or a number from 1."
-        )
-    count = max(1, min(wanted, jobs))
+    sensible = len(devices) or max(min(cores, 2), cores // 2)
+    count = max(1, min(sensible if asked == "auto" else asked, jobs))
     threads = {name: str(max(1, cores // count)) for name in THREADS}
     given = {name: os.environ[name] for name in THREADS if name in os.environ}
     return [
