@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra import initialize_config_dir
@@ -20,10 +21,11 @@ from advtrain.checking import packages
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, conf_dir
 from advtrain.grid import SWEEPER, ours
+from advtrain.ledger import survey
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.wording import duration
 from advtrain.slots import environments
-from advtrain.sweeping import Job, jobs
+from advtrain.sweeping import Job, jobs, left
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +59,12 @@ def estimate(parsed: argparse.Namespace) -> int:
         config = _master(hydra, parsed)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
         wanted = jobs(config, context, [str(each) for each in config.hydra.overrides.task])
+        known = survey(Path(config.hydra.sweep.dir)) if parsed.multirun else {}
+        wanted, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
+        if told:
+            print(f"advtrain: {told}; what is left is planned.", file=sys.stderr, flush=True)
+        if not wanted:
+            return DONE
         slots = _slots(config, len(wanted))
         loader = hydra.config_loader
         assert isinstance(loader, ConfigLoaderImpl)
@@ -81,7 +89,7 @@ def _master(hydra: Hydra, parsed: argparse.Namespace) -> DictConfig:
         )
     with open_dict(config):
         if not (parsed.multirun or config.hydra.mode == RunMode.MULTIRUN):
-            config.hydra.sweeper.params = config.hydra.sweeper.rows = None
+            config.hydra.sweeper.params, config.hydra.sweeper.rows = {}, None
     return config
 
 

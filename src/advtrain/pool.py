@@ -39,9 +39,10 @@ class Rules:
 
 @dataclass
 class Slot:
-    """A share of the machine, and the process that works there."""
+    """A share of the machine, and the process that works there: `module`, run by Python."""
 
     environment: Mapping[str, str]
+    module: str = "advtrain.worker"
     process: subprocess.Popen[bytes] | None = None
     pipe: Connection | None = None
     task: Task | None = None
@@ -62,7 +63,7 @@ class Slot:
     def _start(self, grid: Grid) -> None:
         ours, theirs = Pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "advtrain.worker", str(theirs.fileno())],
+            [sys.executable, "-m", self.module, str(theirs.fileno())],
             env={**os.environ, **self.environment},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

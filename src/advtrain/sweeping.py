@@ -78,14 +78,14 @@ def sweep(
     folder = Path(config.hydra.sweep.dir)
     Locate.hold(folder)
     known = survey(folder)
-    left, told = _left(wanted, known, retry=config.hydra.sweeper.retry_failed)
+    todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
     Locate.sweep = folder
     if told:
-        print(f"advtrain: {told} in {folder}.", file=sys.stderr, flush=True)
+        _tell(f"{told} in {folder}.")
     OmegaConf.save(config, folder / "multirun.yaml")
     numbered = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(numbered, dict)
-    lines = _placed(left, known, numbered=numbered["subdir"] == OURS)
+    lines = _placed(todo, known, numbered=numbered["subdir"] == OURS)
     if lines:
         _launch(launcher, lines, folder)
 
@@ -99,14 +99,22 @@ def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folder: Path) ->
         raise
     except Exception as error:  # engines that give up at the first job whose process is gone
         what = next(iter(str(error).splitlines()), type(error).__name__)
-        print(f"advtrain: {what}; the other jobs go on.", file=sys.stderr, flush=True)
-        names = [line[-1].partition("=")[2].strip("'") for line in lines]
-        await_others([folder / name for name in names])
+        print(
+            f"advtrain: the launcher gave up at a job ({what}); the others go on.",
+            file=sys.stderr,
+            flush=True,
+        )
+        told = [line[-1] for line in lines if line[-1].startswith(SUBDIR)]
+        await_others([folder / each.partition("=")[2].strip("'") for each in told])
     else:
         for each in found:
             _ = each.return_value  # raises what a job could not tell itself: a folder not to write
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _tell(message: str) -> None:
+    print(f"advtrain: {message}", file=sys.stderr, flush=True)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
@@ -124,7 +132,7 @@ def _composed(composer: Composer, line: Sequence[str]) -> DictConfig:
         raise ConfigError(explain(error, line, base)) from error
 
 
-def _left(
+def left(
     wanted: Sequence[Job], known: Mapping[str, Place], *, retry: bool
 ) -> tuple[list[Job], str]:
     """The jobs to do, and what is said of the others."""
@@ -141,12 +149,12 @@ def _left(
     return [job for job in wanted if job not in left_out], ", ".join(told)
 
 
-def _placed(left: Iterable[Job], known: Mapping[str, Place], *, numbered: bool) -> list[list[str]]:
+def _placed(todo: Iterable[Job], known: Mapping[str, Place], *, numbered: bool) -> list[list[str]]:
     """The overrides of each job, with its folder: the one that it has, else the next number."""
     taken = {place.folder.name for place in known.values()}
     free = (str(number) for number in range(10**9) if str(number) not in taken)
     lines: list[list[str]] = []
-    for job in left:
+    for job in todo:
         place: Any = known.get(job.identity)
         name = place.folder.name if place else next(free) if numbered else None
         lines.append([*job.overrides, *([f"{SUBDIR}='{name}'"] if name is not None else [])])

@@ -1,7 +1,7 @@
 """Hydra's side of advtrain's grids: `hydra/sweeper=grid`, the default of conf/config.yaml."""
 
-from dataclasses import dataclass
-from typing import Any, Optional
+from dataclasses import dataclass, field
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.plugins.launcher import Launcher
@@ -17,7 +17,7 @@ class GridSweeperConf:
     jobs are done again."""
 
     _target_: str = "hydra_plugins.advtrain_sweeper.GridSweeper"
-    params: Optional[dict[str, str]] = None  # noqa: UP045  (OmegaConf reads it)
+    params: dict[str, Any] = field(default_factory=dict)
     rows: Any = None
     retry_failed: bool = True
 
