@@ -4,6 +4,7 @@ import json
 import socket
 
 import pytest
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from running import TRAINING, command
 
@@ -60,6 +61,7 @@ def test_a_search_that_would_minimise_robustness_is_refused():
 
 
 def test_an_engine_that_is_not_installed_names_its_extra():
+    Plugins.instance()  # as the command has asked for it by then
     error = Exception("Could not find 'hydra/launcher/ray'")
     assert "pip install 'advtrain[ray]'" in explain(error, [], None)
     error = Exception("Could not find 'hydra/launcher/poool'")

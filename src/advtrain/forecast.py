@@ -32,11 +32,12 @@ from advtrain.evaluation import Row, Subject, judge, rows
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, viewed
+from advtrain.plans import Evaluation, Validation
 from advtrain.precision import computing_in
 from advtrain.ranges import Count, Positive
 from advtrain.run_training import begun, method_of
 from advtrain.run_validation import validate
-from advtrain.runs import Evaluation, Setting, Validation, make_model, setting, start_weights
+from advtrain.runs import Setting, make_model, setting, start_weights
 from advtrain.training import TrainState, epochs
 from advtrain.types import Attack, Logs
 
@@ -169,7 +170,10 @@ def _evaluation(
     classes = len(here.data.classes)
     few, _ = here.data.test.batch(slice(0, min(FEW, size)))
     views = viewed(model, named(evaluation.views))
-    evaluation, views, _ = fitted(evaluation, views, _draws(model, few))
+    stochastic = _draws(model, few)
+    evaluation, views, _ = fitted(evaluation, views, stochastic)
+    if stochastic:
+        found.missing.append("single draws of the network beside each row")
     for view, judged in views.items():
         subject = Subject(judged, rewrapped(judged, swift(single(judged), few)))
         for row in rows(evaluation.attacks, names, classes, view, passes(judged)):

@@ -15,7 +15,6 @@ from advtrain import status
 from advtrain.config import ConfigError
 from advtrain.fingerprints import fingerprint
 from advtrain.lock import locked
-from advtrain.reporting.reading import SCHEMA
 
 OUTSIDE = {"name", "logger", "resume", "device", "packages", "plan"}
 """Keys of what a job is called and where it runs, not of what it computes."""
@@ -86,6 +85,8 @@ def codes(sweep: Path) -> list[int]:
 
 
 def _identity(sweep: Path, folder: Path) -> str:
+    from advtrain.reporting.reading import SCHEMA  # the command starts without it
+
     known = status.read(folder)
     if not known:
         what = "cannot be read" if (folder / status.FILE).exists() else "is missing"

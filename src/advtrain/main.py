@@ -24,10 +24,8 @@ from advtrain.checking import checked, packages, refuse_unread
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
-from advtrain.estimates import estimate
 from advtrain.expansion import single
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
-from advtrain.reporting.reading import read_metrics
 
 DONE, FAILED, INVALID = 0, 1, 2
 
@@ -50,6 +48,8 @@ def main() -> None:
             app()
             code = DONE
         elif "job=plan" in parsed.overrides:
+            from advtrain.estimates import estimate
+
             code = estimate(parsed)
         else:
             validate(parsed)
@@ -150,6 +150,8 @@ def merit(directory: Path) -> float | None:
 
     Never of test images: a search that saw them would report its own luck.
     """
+    from advtrain.reporting.reading import read_metrics
+
     reports = read_metrics(directory)
     for metric in ("val_adv_acc", "val_acc"):
         if found := [report[metric] for report in reports if metric in report]:
