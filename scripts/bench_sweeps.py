@@ -4,22 +4,21 @@
 
 A bare process does nothing but wait so long. A job is a whole job of advtrain (configuration, data,
 an epoch on 48 digits, checkpoints, report) that lasts as long by itself: it waits for what is left
-of the time that it takes in a process where everything is loaded, which is measured first. With
+beside the processor time that it takes where everything is loaded, which is measured first. With
 --beside it waits the full time beside all that. Both run on as many slots, one after the other. The
 wall time of the pool includes the checks of all jobs, the start of processes, the grid's table.
 """
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
 import torch
 from benchmark import machine
@@ -39,7 +38,7 @@ JOB = (
     *("dataset.train_size=48", "dataset.validation=20", "validate.attack.steps=1"),
     *("model=custom", "model.factory=bench_waiting.waiting"),
 )
-WARM = 6  # jobs in one process that tell how long one takes; the first two load everything
+WARM = (2, 10)  # jobs in one process: the difference is what a job takes once all is loaded
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,18 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own = 0.0 if options.beside else one_job(here)
         wait = max(0.0, options.seconds - own)
         print(f"{date.today()}, {machine(torch.device('cpu'))}, torch {torch.__version__}")
-        print(f"{options.jobs} jobs on {options.slots} slots; a job takes {own:.2f} s of its own")
+        print(f"{options.jobs} jobs on {options.slots} slots; a job takes {own:.2f} s of a core")
         print(f"and waits {wait:.2f} s; a bare process waits {options.seconds:g} s", flush=True)
         bare = of_processes(options.jobs, options.slots, options.seconds)
         pool = of_pool(here, options.jobs, options.slots, wait)
     print(f"bare processes {bare:.1f} s, pool {pool:.1f} s: ratio {pool / bare:.2f}")
+    print(f"load of the machine meanwhile, means of 5 and 15 minutes: {os.getloadavg()[1:]}")
 
 
 def one_job(here: Path) -> float:
-    """Seconds of a job that does not wait, in a process where everything is loaded."""
-    grid(here, "warm", WARM, 0.0, "hydra/launcher=basic")
-    ends = [(here / "warm" / str(job) / "report.html").stat().st_mtime for job in range(1, WARM)]
-    return median(later - sooner for sooner, later in pairwise(ends))
+    """Processor seconds of a job that does not wait, in a process where everything is loaded."""
+    few, many = (cpu_of(lambda n=n: grid(here, f"warm{n}", n, 0.0)) for n in WARM)
+    return (many - few) / (WARM[1] - WARM[0])
+
+
+def cpu_of(action: Callable[[], object]) -> float:
+    """Processor seconds of the processes that `action` starts and waits for."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    action()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def of_pool(here: Path, jobs: int, slots: int, wait: float) -> float:

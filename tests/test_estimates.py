@@ -58,6 +58,11 @@ def test_a_configuration_that_cannot_begin_is_told_and_the_plan_fails(capsys):
         estimate(parse(["job=plan", "epochs=0"]))
 
 
+def test_a_plan_is_no_job_among_others(tmp_path):
+    status = run(tmp_path, *TINY, "job=plan")
+    assert status["exit_code"] == 2 and "of a whole line" in status["error"]
+
+
 def test_a_plan_of_an_evaluation_takes_the_choices_of_its_checkpoint(tmp_path):
     (tmp_path / "status.json").write_text('{"choices": {"model": "linear"}, "config": {}}')
     line = ["job=plan", "plan.job=eval", f"checkpoint={tmp_path}"]
