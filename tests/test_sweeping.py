@@ -88,6 +88,7 @@ def test_what_is_done_is_left_out_and_more_seeds_get_the_next_numbers(tmp_path, 
     assert again.folders == ["hydra.sweep.subdir='2'", "hydra.sweep.subdir='1'"]
     assert "1 of 3 jobs are finished" in capsys.readouterr().err
     assert swept(tmp_path, "seed=0,1,2").lines == []
+    assert swept(tmp_path, "seed=0", "resume=false").folders == ["hydra.sweep.subdir='0'"]
 
 
 def test_failed_jobs_are_tried_again_or_left(tmp_path, capsys):

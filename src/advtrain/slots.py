@@ -15,7 +15,7 @@ def environments(asked: int | Literal["auto"], jobs: int) -> list[dict[str, str]
     than `jobs`. With more slots than GPUs, slots share them in turn. The number of threads is left
     as it is where the environment sets it already.
     """
-    devices, cores = gpus(os.environ), len(os.sched_getaffinity(0))
+    devices, cores = gpus(os.environ), available_cores()
     sensible = len(devices) or max(min(cores, 2), cores // 2)
     count = max(1, min(sensible if asked == "auto" else asked, jobs))
     threads = {name: str(max(1, cores // count)) for name in THREADS}
@@ -25,6 +25,13 @@ def environments(asked: int | Literal["auto"], jobs: int) -> list[dict[str, str]
         | ({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {})
         for slot in range(count)
     ]
+
+
+def available_cores() -> int:
+    """Those that this process may use; where the system does not tell, all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def gpus(environment: Mapping[str, str]) -> list[str]:

@@ -35,11 +35,15 @@ OURS = "${hydra.job.num}"  # the value of SUBDIR in conf/config.yaml: the grid n
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a grid: its overrides, and what it computes by name, with its seed and without."""
+    """One job of a grid: its overrides, and what it computes by name, with its seed and without.
+
+    `anew`: with resume=false, for which nothing counts as done.
+    """
 
     overrides: tuple[str, ...]
     identity: str
     seedless: str
+    anew: bool
 
 
 def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) -> list[Job]:
@@ -59,7 +63,8 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
             resolved, unread = checked(job, line)
             plain, chosen = settled(resolved), choices(job)
             name = identity(plain, chosen)
-            found.setdefault(name, Job(tuple(line), name, identity({**plain, "seed": 0}, chosen)))
+            seedless = identity({**plain, "seed": 0}, chosen)
+            found.setdefault(name, Job(tuple(line), name, seedless, not plain["resume"]))
             vain.append(unread)
     finally:
         HydraConfig.instance().cfg = before
@@ -136,12 +141,9 @@ def left(
     wanted: Sequence[Job], known: Mapping[str, Place], *, retry: bool
 ) -> tuple[list[Job], str]:
     """The jobs to do, and what is said of the others."""
-    done = [job for job in wanted if job.identity in known and known[job.identity].state == "done"]
-    failed = [
-        job
-        for job in wanted
-        if job.identity in known and known[job.identity].state in ("failed", "invalid")
-    ]
+    states = {job: known[job.identity].state for job in wanted if job.identity in known}
+    done = [job for job, state in states.items() if state == "done" and not job.anew]
+    failed = [job for job, state in states.items() if state in ("failed", "invalid")]
     left_out = [*done, *([] if retry else failed)]
     told = [f"{len(done)} of {len(wanted)} jobs are finished"] if done else []
     if failed and not retry:

@@ -120,10 +120,8 @@ class Watch:
     def _follow(self) -> None:
         while True:
             time.sleep(LOOK)
-            with (
-                self.lock
-            ):  # the pool sends nothing while a job runs, so what can be read is an end
-                gone = self.busy and self.pool.poll()
+            with self.lock:
+                gone = self.busy and self.pool.poll()  # it sends nothing meanwhile but its end
                 self.busy = self.busy and not gone
             if gone:
                 os.kill(os.getpid(), signal.SIGTERM)
