@@ -45,14 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        own = 0.0 if options.beside else one_job(here)
-        wait = max(0.0, options.seconds - own)
+        own = one_job(here) if options.own is None else options.own
+        wait = options.seconds if options.beside else max(0.0, options.seconds - own)
         print(f"{date.today()}, {machine(torch.device('cpu'))}, torch {torch.__version__}")
         print(f"{options.jobs} jobs on {options.slots} slots; a job takes {own:.2f} s of a core")
         print(f"and waits {wait:.2f} s; a bare process waits {options.seconds:g} s", flush=True)
         bare = of_processes(options.jobs, options.slots, options.seconds)
-        pool = of_pool(here, options.jobs, options.slots, wait)
+        clock: list[float] = []
+        spent = cpu_of(lambda: clock.append(of_pool(here, options.jobs, options.slots, wait)))
+        (pool,) = clock
     print(f"bare processes {bare:.1f} s, pool {pool:.1f} s: ratio {pool / bare:.2f}")
+    print(f"processor time of the pool {spent:.1f} s, of its jobs {options.jobs * own:.1f} s")
     print(f"load of the machine meanwhile, means of 5 and 15 minutes: {os.getloadavg()[1:]}")
 
 
@@ -108,6 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--own", type=float, help="processor seconds of a job, if known")
     parser.add_argument("--beside", action="store_true")
     return parser.parse_args(arguments)
 
