@@ -15,6 +15,7 @@ import bench_attacks
 import bench_certification
 import bench_peers
 import bench_subject
+import bench_sweeps
 import benchmark
 
 
@@ -143,3 +144,7 @@ def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
     options = bench_certification.parse(["--images=2", "--n0=5", "--n=20", "--batch=16"])
     bench_certification.bare(given, options)()
     assert sizes == [16, 16, 16, 2]
+
+
+def test_bare_processes_take_turns_on_the_slots() -> None:
+    assert 0.6 <= bench_sweeps.of_processes(4, 2, 0.3) < bench_sweeps.of_processes(4, 1, 0.3)

@@ -2,17 +2,20 @@ import subprocess
 import sys
 
 import pytest
+from grids import grid
 from running import command, configuration
 
 from advtrain import config as configuring
 from advtrain.config import ConfigError, build, check
+from advtrain.grid import parse
 from advtrain.main import validate
 from advtrain.resolvers import number
+from advtrain.sweeping import jobs
 
 
 def refusal(*overrides):
     with pytest.raises(ConfigError) as caught:
-        validate([list(overrides)])
+        validate(parse(overrides))
     return str(caught.value)
 
 
@@ -108,7 +111,8 @@ def test_an_attack_that_would_be_called_at_once_asks_for_its_mark(mark):
 
 
 def test_a_grid_may_set_what_only_some_of_its_jobs_read():
-    validate([["defense=standard", "attack.steps=3"], ["defense=pgd_at", "attack.steps=3"]])
+    with grid("defense=standard,pgd_at", "attack.steps=3") as here:
+        assert len(jobs(here.config, here.context, here.arguments)) == 2
 
 
 def test_rows_of_an_evaluation_can_be_changed_added_and_removed():

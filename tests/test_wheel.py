@@ -22,6 +22,8 @@ def test_the_wheel_runs_from_an_unrelated_directory(tmp_path):
     shipped = site / "advtrain" / "conf"
     assert {path.relative_to(shipped) for path in shipped.rglob("*.yaml")} == yamls
     assert list((site / "advtrain").rglob("*.html")) and list(site.rglob("imagenet100_classes.txt"))
+    plugins = {path.name for path in (site / "hydra_plugins").iterdir()}
+    assert plugins == {"advtrain_pool.py", "advtrain_sweeper.py"}  # a namespace: others add theirs
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     found = subprocess.run(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from advtrain.config import FACTS, conf_dir, key_of
@@ -14,6 +15,14 @@ from advtrain.signatures import nearest
 
 TRAINED_BY = ("epochs", "batch_size", "fresh", "freeze", "freeze_epochs", "watchdog")
 TRAINING = ("optimizer", "schedule", "defense", "descent", "average", "penalty", "validate")
+
+EXTRAS = {
+    "hydra/launcher=submitit_slurm": "slurm",
+    "hydra/launcher=submitit_local": "slurm",
+    "hydra/launcher=ray": "ray",
+    "hydra/sweeper=optuna": "optuna",
+}
+"""The extra of advtrain that brings an option of Hydra's own groups."""
 
 
 def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | None) -> str:
@@ -31,6 +40,8 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
         return f"{found[1]} is not there, but something refers to it; do not remove it."
     if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
         return f"{str(error).splitlines()[0]} Quote values with spaces or signs: 'key=\"a b\"'."
+    if found := re.search(r"Error merging override (\S+) (.*)", text):
+        return f"{found[1]} is refused: {found[2]}"
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -117,7 +128,18 @@ def _paths(node: DictConfig, path: str = "") -> list[str]:
 
 
 def _no_option(group: str, option: str) -> str:
+    if group.startswith("hydra/"):
+        return _no_engine(group, option)
     options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
     guess = nearest(option, options)
     hint = f" Did you mean {group}={guess}?" if guess else ""
     return f"{group}={option}: there is no such option.{hint} Allowed: {', '.join(options)}."
+
+
+def _no_engine(group: str, option: str) -> str:
+    """Launchers and sweepers are options that packages bring."""
+    known = ConfigStore.instance().list(group)
+    options = sorted(name.removesuffix(".yaml") for name in known)
+    if extra := EXTRAS.get(f"{group}={option}"):
+        return f"{group}={option} is not installed here: pip install 'advtrain[{extra}]' brings it."
+    return f"{group}={option}: there is no such option. Allowed: {', '.join(options)}."

@@ -1,17 +1,9 @@
-"""Short names for what is the same: configurations, networks, images."""
+"""Short names for what is the same: networks, images."""
 
 import hashlib
-import json
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short name for a piece of configuration: equal for equal content, whatever its order."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def digest(model: nn.Module) -> str:

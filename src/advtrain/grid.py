@@ -1,32 +1,57 @@
-"""What belongs to a whole invocation: its jobs, composed and checked before any of them runs."""
+"""What belongs to a whole invocation: its line, its grid, the composition of its jobs."""
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from advtrain.config import conf_dir
+from advtrain.config import ConfigError, conf_dir
+from advtrain.lock import locked
 from advtrain.resolvers import register_resolvers
+
+SWEEPER = "hydra_plugins.advtrain_sweeper.GridSweeper"
+
+register_resolvers()  # wherever a job is composed, in this process or in a launcher's
 
 
 class Locate(Callback):
-    """Remembers the grid, and the exit codes of jobs in this process, for `main` at the end."""
+    """Remembers the grid, and the exit codes of jobs in this process, for `main` at the end.
+
+    The folder of a grid is held from before its first job until the process ends: two grids never
+    write into one.
+    """
 
     sweep: Path | None = None
     codes: dict[Path, int] = {}  # noqa: RUF012  (one process, one invocation)
+    held = ExitStack()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        Locate.sweep = Path(config.hydra.sweep.dir)
+        if config.hydra.sweeper.get("_target_") != SWEEPER:  # which does so once all is checked
+            try:
+                Locate.hold(Path(config.hydra.sweep.dir))
+            except ConfigError as error:  # Hydra makes warnings of what callbacks raise
+                print(f"advtrain: {error}", file=sys.stderr)
+                raise SystemExit(2) from error
+            Locate.sweep = Path(config.hydra.sweep.dir)
+
+    @staticmethod
+    def hold(sweep: Path) -> None:
+        """Keep others from the folder. ConfigError: another grid is at work there."""
+        try:
+            Locate.held.enter_context(locked(sweep / ".lock", wait=False))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"hydra.sweep.dir={sweep}: another grid is at work there. Choose another, or wait."
+            ) from error
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -34,19 +59,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return get_args_parser().parse_args(list(arguments))
 
 
-def jobs(parsed: argparse.Namespace) -> list[list[str]]:
-    """The overrides of each job: one job, or all that Hydra's own sweeper expands a grid to."""
-    if not parsed.multirun:
-        return [list(parsed.overrides)]
-    overrides = OverridesParser.create().parse_overrides(parsed.overrides)
-    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
-
-
 @contextmanager
 def composed(overrides: Sequence[str], config_dir: str | None = None) -> Iterator[DictConfig]:
     """The configuration of one job, `hydra` included; its interpolations work inside."""
-    register_resolvers()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     running, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()  # a job composes inside of the application that runs it

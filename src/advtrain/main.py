@@ -3,24 +3,29 @@
 Composition, help and errors in the configuration never import torch; a job does.
 """
 
+import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import config as configuration
-from advtrain import status
+from advtrain import ledger
 from advtrain.adopt import recorded
-from advtrain.complaints import causes, explain, unread
+from advtrain.checking import checked, packages, refuse_unread
+from advtrain.complaints import explain
 from advtrain.config import ConfigError
-from advtrain.grid import Locate, choices, composed, jobs, ours, parse
-from advtrain.resolvers import register_resolvers
+from advtrain.engines import require_engines
+from advtrain.expansion import single
+from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 
 DONE, FAILED, INVALID = 0, 1, 2
 
@@ -32,19 +37,24 @@ def main() -> None:
     # Threads that wait for work spin; by default so long that on busy cores small networks train
     # ten times slower. This many turns cost nothing on free ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    register_resolvers()
     try:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
-        if not (
-            parsed.help or parsed.hydra_help or parsed.cfg or parsed.info or parsed.shell_completion
-        ):
-            validate(jobs(parsed), parsed.config_dir)
-        app()
-        code = _code_of_runs()
+        asked = parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion
+        if any(asked):
+            app()
+            code = DONE
+        elif "job=plan" in parsed.overrides:
+            from advtrain.estimates import estimate
+
+            code = estimate(parsed)
+        else:
+            validate(parsed)
+            app()
+            code = _code_of_runs()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
@@ -65,28 +75,25 @@ def main() -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
-        if Locate.sweep is not None and Locate.sweep.is_dir():
+        if Locate.sweep is not None and ledger.codes(Locate.sweep):
+            ledger.close(Locate.sweep)
             _report_grid(Locate.sweep)
     sys.exit(code)
 
 
-def validate(grid: list[list[str]], config_dir: str | None = None) -> None:
-    """Raise ConfigError, or Hydra's own error, if a job of this grid could not be built.
+def validate(parsed: argparse.Namespace) -> None:
+    """Raise ConfigError, or Hydra's own error, if what this line asks for could not run here.
 
-    A key that one job does not read is fine as long as another one does.
+    Of a grid only what its jobs share is looked at: its sweeper checks each of them.
     """
-    vain: list[set[str]] = []
-    for overrides in grid:
-        with composed(overrides, config_dir) as config:
-            chosen = ours(config)
-            resolved, allowed = configuration.plain(chosen), packages(chosen, overrides)
-            configuration.refuse(causes(configuration.problems(resolved, allowed=allowed), chosen))
-            vain.append(unread(chosen, overrides))
-    for override in sorted(set.intersection(*vain)) if vain else []:
-        raise ConfigError(
-            f"{override}: nothing in this run reads it; leave it out. (job=eval trains nothing, "
-            "job=train evaluates nothing, and some defenses train without an attack.)"
-        )
+    overrides = single(parsed.overrides) if parsed.multirun else parsed.overrides
+    with composed(overrides, parsed.config_dir) as config:
+        grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
+        if grid:
+            require_engines(config)
+        if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
+            _, vain = checked(config, overrides)
+            refuse_unread([] if grid else [vain])
 
 
 def of_table(arguments: list[str]) -> list[str]:
@@ -103,50 +110,59 @@ def of_table(arguments: list[str]) -> list[str]:
 
 
 def of_checkpoint(overrides: list[str]) -> list[str]:
-    """With job=eval, the choices that the run at `checkpoint=` was trained with."""
+    """Of an evaluation, or a plan of one: the choices of the run at `checkpoint=`."""
     given = dict(override.partition("=")[::2] for override in overrides)
-    if given.get("job") != "eval" or not given.get("checkpoint"):
+    job = given.get("plan.job") if given.get("job") == "plan" else given.get("job")
+    if job != "eval" or not given.get("checkpoint"):
         return []
     return recorded(given["checkpoint"].strip("'\""), overrides)
 
 
-def packages(config: DictConfig, overrides: list[str]) -> tuple[str, ...]:
-    """The packages beside advtrain that the command line itself names."""
-    given = [(key.lstrip("+"), value) for key, _, value in (o.partition("=") for o in overrides)]
-    named = [
-        value.strip("'\"").split(".")[0]
-        for key, value in given
-        if key.endswith(("_target_", "model.factory"))
-    ]
-    listed = config.packages if any(key == "packages" for key, _ in given) else []
-    return (*named, *(str(each) for each in listed))
-
-
 @hydra.main(version_base="1.3", config_path=str(configuration.conf_dir()), config_name="config")
-def app(config: DictConfig) -> None:
-    """One job, in the run directory that Hydra has made."""
+def app(config: DictConfig) -> float | None:
+    """One job, in the run directory that Hydra has made; what a search is to maximise."""
     here = HydraConfig.get()
     task = OmegaConf.to_container(here.overrides.task, resolve=False)
     overrides = [str(each) for each in task] if isinstance(task, list) else []
     sources = here.runtime.config_sources
+    chosen = choices(OmegaConf.create({"hydra": here}))
     facts: dict[str, Any] = {
-        "choices": choices(OmegaConf.create({"hydra": here})),
+        "choices": chosen,
         "overrides": overrides,
-        "family": Locate.sweep.name if Locate.sweep is not None else None,
+        "family": None,
         "config_dir": next((s.path for s in sources if s.provider == "command-line"), None),
     }
+    if here.mode == RunMode.MULTIRUN:
+        facts["family"] = Path(here.sweep.dir).name
+        with suppress(ConfigError):  # which the job itself will tell
+            resolved = configuration.settled(configuration.plain(config))
+            facts["identity"] = ledger.identity(resolved, chosen)
     from advtrain.job import run_job
 
     directory = Path(here.runtime.output_dir)
-    Locate.codes[directory] = run_job(config, directory, facts, packages(config, overrides))
+    code = run_job(config, directory, facts, packages(config, overrides))
+    Locate.codes[directory] = code
+    return merit(directory) if code == DONE else None
+
+
+def merit(directory: Path) -> float | None:
+    """The best accuracy of a training on its validation images: under attack, where it was asked.
+
+    Never of test images: a search that saw them would report its own luck.
+    """
+    from advtrain.reporting.reading import read_metrics
+
+    reports = read_metrics(directory)
+    for metric in ("val_adv_acc", "val_acc"):
+        if found := [report[metric] for report in reports if metric in report]:
+            return max(found)
+    return None
 
 
 def _code_of_runs() -> int:
-    codes = list(Locate.codes.values())
     if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
-        found = (status.read(path.parent) for path in Locate.sweep.glob(f"*/{status.FILE}"))
-        codes += [int(each.get("exit_code", FAILED)) for each in found]
-        return FAILED if any(codes) else DONE
+        return FAILED if any(ledger.codes(Locate.sweep)) else DONE
+    codes = list(Locate.codes.values())
     return codes[-1] if codes else DONE
 
 

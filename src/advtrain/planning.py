@@ -9,8 +9,9 @@ from torch import nn
 
 from advtrain.averaged import passes, single
 from advtrain.config import ConfigError
-from advtrain.digests import digest, fingerprint
+from advtrain.digests import digest
 from advtrain.evaluation import Row, row_name, rows
+from advtrain.fingerprints import fingerprint
 from advtrain.models.views import Unfit
 from advtrain.plans import Evaluation
 from advtrain.results import arguments, attack_name, spelled, unwrapped

@@ -29,6 +29,8 @@ def execute(
             "checkpoint=null, but job=eval judges a checkpoint: give a run directory, a checkpoint "
             "file, or someone's state dict."
         )
+    if config["job"] == "plan":
+        raise ConfigError("job=plan is of a whole line; it cannot be one of several values of job.")
     if not config["name"].strip():
         raise ConfigError("name= is empty; it names the run and its folder.")
     here = setting(config, directory, allowed)

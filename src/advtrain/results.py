@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from advtrain.digests import digest, fingerprint
+from advtrain.digests import digest
 from advtrain.evaluation import Outcome
+from advtrain.fingerprints import fingerprint
 from advtrain.records import Verdicts, interval
 from advtrain.types import Threat
 

@@ -20,7 +20,7 @@ from advtrain.certification.noise import KINDS, Noise, linf, norm
 from advtrain.certification.premises import doubts
 from advtrain.certification.smoothing import Smoothed, streams_of
 from advtrain.certification.summary import default_radii, summarise
-from advtrain.digests import fingerprint
+from advtrain.fingerprints import fingerprint
 from advtrain.modes import crafting
 from advtrain.plans import Certification
 from advtrain.precision import computing_in

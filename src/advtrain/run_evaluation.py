@@ -15,7 +15,7 @@ from advtrain import findings, status
 from advtrain.averaged import rewrapped, single
 from advtrain.certification.soundness import unsound
 from advtrain.data.split import Split
-from advtrain.digests import as_bytes, digest, fingerprint
+from advtrain.digests import as_bytes, digest
 from advtrain.evaluation import (
     EvaluationFailed,
     Outcome,
@@ -25,6 +25,7 @@ from advtrain.evaluation import (
     row_name,
 )
 from advtrain.files import write_json
+from advtrain.fingerprints import fingerprint
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, refuse_names, scenes, viewed

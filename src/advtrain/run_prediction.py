@@ -17,7 +17,7 @@ from advtrain.certification.prediction import (
     categorise,
 )
 from advtrain.certification.smoothing import Smoothed
-from advtrain.digests import fingerprint
+from advtrain.fingerprints import fingerprint
 from advtrain.precision import full_precision
 from advtrain.progress import Progress
 from advtrain.run_certification import AT_ONCE

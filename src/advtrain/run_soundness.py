@@ -14,7 +14,7 @@ from advtrain.certification.lines import claim
 from advtrain.certification.log import read
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.soundness import ATTEMPTS, LEVEL, Attempt, challenge, report
-from advtrain.digests import fingerprint
+from advtrain.fingerprints import fingerprint
 from advtrain.inference import swift
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting

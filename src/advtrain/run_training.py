@@ -37,7 +37,7 @@ from advtrain.watchdog import Watchdog
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile", "published", "paper"),
+    *("scale", "compile", "published", "paper", "plan"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""
@@ -69,8 +69,8 @@ def train(
     if not going_on:  # never the weights of an older run beside the numbers of this one
         last.unlink(missing_ok=True)
         last.with_name("best.pt").unlink(missing_ok=True)
-    state, freezing, beginning = _state(setting, total * len(batches), anew=not going_on)
-    method = _method(setting, state, freezing)
+    state, freezing, beginning = begun(setting, total * len(batches), anew=not going_on)
+    method = method_of(setting, state, freezing)
     rescue = Rescue(_watchdog(setting), state, History())
     if going_on:
         _resume(last, rescue, setting)
@@ -162,7 +162,8 @@ class Course:
         checkpoints.save(path, content | more)
 
 
-def _method(setting: Setting, state: TrainState, freezing: Freezing) -> Method:
+def method_of(setting: Setting, state: TrainState, freezing: Freezing) -> Method:
+    """How `setting` trains that state. ConfigError: rates that the optimizer does not have."""
     method = Method(
         descent=setting.build("descent"),
         penalties=setting.build("penalty"),
@@ -187,7 +188,7 @@ def _watchdog(setting: Setting) -> Watchdog:
     return watchdog
 
 
-def _state(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Freezing, str]:
+def begun(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Freezing, str]:
     """What training changes, what it holds still, and where the weights are from, in a line."""
     config, data = setting.config, setting.data
     model = make_model(config, data.shape, len(data.classes), setting.device, setting.allowed)

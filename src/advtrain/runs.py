@@ -55,7 +55,7 @@ class Paper:
 class Program:
     """The keys at the root of the configuration; nodes are built where they are needed."""
 
-    job: Literal["train_eval", "train", "eval"]
+    job: Literal["train_eval", "train", "eval", "plan"]
     name: str
     dataset: Mapping
     model: Mapping
@@ -88,6 +88,7 @@ class Program:
     packages: list[str]
     published: Mapping[str, Unit]
     paper: Paper
+    plan: Mapping
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""What is refused before any job runs: a configuration that could not be built, a vain override."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from advtrain import config as configuration
+from advtrain.complaints import causes, unread
+from advtrain.config import ConfigError
+from advtrain.grid import ours
+
+
+def checked(config: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """The plain configuration of one job, and those of its overrides that nothing in it reads.
+
+    `config` holds the node `hydra`, whose interpolations work. ConfigError: the job could not be
+    built.
+    """
+    chosen = ours(config)
+    resolved, allowed = configuration.plain(chosen), packages(chosen, overrides)
+    configuration.refuse(causes(configuration.problems(resolved, allowed=allowed), chosen))
+    return resolved, unread(chosen, overrides)
+
+
+def refuse_unread(vain: Iterable[set[str]]) -> None:
+    """ConfigError for an override that no job of an invocation reads; `vain`: those of each job."""
+    for override in sorted(set.intersection(*vain)) if vain else []:
+        raise ConfigError(
+            f"{override}: nothing in this run reads it; leave it out. (job=eval trains nothing, "
+            "job=train evaluates nothing, and some defenses train without an attack.)"
+        )
+
+
+def packages(config: DictConfig, overrides: Iterable[str]) -> tuple[str, ...]:
+    """The packages beside advtrain that the command line itself names."""
+    given = [(key.lstrip("+"), value) for key, _, value in (o.partition("=") for o in overrides)]
+    named = [
+        value.strip("'\"").split(".")[0]
+        for key, value in given
+        if key.endswith(("_target_", "model.factory"))
+    ]
+    listed = config.packages if any(key == "packages" for key, _ in given) else []
+    return (*named, *(str(each) for each in listed))

@@ -1,0 +1,67 @@
+"""What launchers and sweepers of others need of this machine, asked for before anything starts."""
+
+import shutil
+import socket
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from advtrain.config import ConfigError
+
+PATIENCE = 3.0  # seconds that a cluster's address may take to answer
+
+
+def require_engines(config: DictConfig) -> None:
+    """ConfigError: the launcher or the sweeper of this grid cannot work here.
+
+    `config` holds the node `hydra`.
+    """
+    chosen = config.hydra.runtime.choices
+    launcher, sweeper = chosen.get("hydra/launcher"), chosen.get("hydra/sweeper")
+    if launcher == "pool":
+        _require_pool(config.hydra.launcher)
+    if launcher == "submitit_slurm" and not shutil.which("sbatch"):
+        raise ConfigError(
+            "hydra/launcher=submitit_slurm: there is no sbatch on this machine. Start it on a login"
+            " node of the cluster, or use hydra/launcher=pool for the devices that are here."
+        )
+    if launcher == "ray":
+        _require_ray(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+    direction = str(config.hydra.sweeper.get("direction", "")) if sweeper == "optuna" else ""
+    if "minimize" in direction.lower():
+        raise ConfigError(
+            "hydra.sweeper.direction=minimize: what a job tells the search is its accuracy under "
+            "attack on validation images; write hydra.sweeper.direction=maximize."
+        )
+
+
+def _require_pool(pool: DictConfig) -> None:
+    slots, timeout = pool.slots, pool.timeout
+    if slots != "auto" and (not isinstance(slots, int) or isinstance(slots, bool) or slots < 1):
+        raise ConfigError(
+            f"hydra.launcher.slots={slots} is refused; allowed is auto, or a whole number from 1."
+        )
+    if timeout is not None and timeout <= 0:
+        raise ConfigError(
+            f"hydra.launcher.timeout={timeout:g} is refused; allowed are seconds above 0, or null."
+        )
+    for key in ("grace", "retries"):
+        if pool[key] < 0:
+            raise ConfigError(
+                f"hydra.launcher.{key}={pool[key]:g} is refused; allowed is 0 or more."
+            )
+
+
+def _require_ray(address: Any) -> None:
+    """ConfigError: no ray answers at host:port. Other addresses are ray's to find."""
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.launcher.ray.init.address={address}: no ray cluster answers there "
+            f"({error.strerror or error}). Start one by `ray start --head`, or leave the address "
+            "out to start ray on this machine."
+        ) from error

@@ -1,0 +1,163 @@
+"""A grid from its line to the launcher: expanded, checked, and held against what is done already.
+
+Every job is composed and checked before the first one starts. Jobs that are finished in the folder
+are left out, interrupted ones go on where they are, and a folder is never shared by two grids.
+"""
+
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from advtrain.checking import checked, refuse_unread
+from advtrain.complaints import explain
+from advtrain.composing import Composer
+from advtrain.config import ConfigError, settled
+from advtrain.expansion import expand
+from advtrain.grid import Locate, choices
+from advtrain.ledger import Place, await_others, identity, survey
+
+SUBDIR = "hydra.sweep.subdir"
+OURS = "${hydra.job.num}"  # the value of SUBDIR in conf/config.yaml: the grid numbers its folders
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a grid: its overrides, and what it computes by name, with its seed and without.
+
+    `anew`: with resume=false, for which nothing counts as done.
+    """
+
+    overrides: tuple[str, ...]
+    identity: str
+    seedless: str
+    anew: bool
+
+
+def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) -> list[Job]:
+    """The jobs of a grid, each once. `config`: of the whole grid. ConfigError: one cannot run."""
+    sweeper, loader = config.hydra.sweeper, context.config_loader
+    assert isinstance(loader, ConfigLoaderImpl)
+    rows = OmegaConf.to_container(sweeper.rows) if sweeper.rows is not None else None
+    lines = expand(arguments, sweeper.params, rows, loader)
+    composer = Composer(loader, config)
+    found: dict[str, Job] = {}
+    vain: list[set[str]] = []
+    before = HydraConfig.instance().cfg
+    try:
+        for line in lines:
+            job = _composed(composer, line)
+            HydraConfig.instance().set_config(job)
+            resolved, unread = checked(job, line)
+            plain, chosen = settled(resolved), choices(job)
+            name = identity(plain, chosen)
+            seedless = identity({**plain, "seed": 0}, chosen)
+            found.setdefault(name, Job(tuple(line), name, seedless, not plain["resume"]))
+            vain.append(unread)
+    finally:
+        HydraConfig.instance().cfg = before
+    refuse_unread(vain)
+    return list(found.values())
+
+
+def sweep(
+    config: DictConfig, context: HydraContext, launcher: Launcher, arguments: Sequence[str]
+) -> None:
+    """Do the jobs of a grid that are not done yet, through `launcher`.
+
+    ConfigError: a job could not be built, or the folder is another grid's; nothing has begun.
+    """
+    wanted = jobs(config, context, arguments)
+    folder = Path(config.hydra.sweep.dir)
+    Locate.hold(folder)
+    known = survey(folder)
+    todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
+    Locate.sweep = folder
+    if told:
+        _tell(f"{told} in {folder}.")
+    OmegaConf.save(config, folder / "multirun.yaml")
+    numbered = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    assert isinstance(numbered, dict)
+    lines = _placed(todo, known, numbered=numbered["subdir"] == OURS)
+    if lines:
+        _launch(launcher, lines, folder)
+
+
+def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folder: Path) -> None:
+    """SystemExit: SIGTERM has come between jobs, or to a launcher that knows no signals."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        found = launcher.launch(lines, initial_job_idx=0)
+    except (ConfigError, OSError, HydraException):
+        raise
+    except Exception as error:  # engines that give up at the first job whose process is gone
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        print(
+            f"advtrain: the launcher gave up at a job ({what}); the others go on.",
+            file=sys.stderr,
+            flush=True,
+        )
+        told = [line[-1] for line in lines if line[-1].startswith(SUBDIR)]
+        await_others([folder / each.partition("=")[2].strip("'") for each in told])
+    else:
+        for each in found:
+            _ = each.return_value  # raises what a job could not tell itself: a folder not to write
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(message: str) -> None:
+    print(f"advtrain: {message}", file=sys.stderr, flush=True)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _composed(composer: Composer, line: Sequence[str]) -> DictConfig:
+    try:
+        return composer(line)
+    except (HydraException, OmegaConfBaseException) as error:
+        base, chosen = None, [each for each in line if "." not in each.partition("=")[0]]
+        for context in ((), chosen):
+            with suppress(HydraException, OmegaConfBaseException):
+                base = composer(context)
+        raise ConfigError(explain(error, line, base)) from error
+
+
+def left(
+    wanted: Sequence[Job], known: Mapping[str, Place], *, retry: bool
+) -> tuple[list[Job], str]:
+    """The jobs to do, and what is said of the others."""
+    states = {job: known[job.identity].state for job in wanted if job.identity in known}
+    done = [job for job, state in states.items() if state == "done" and not job.anew]
+    failed = [job for job, state in states.items() if state in ("failed", "invalid")]
+    left_out = [*done, *([] if retry else failed)]
+    told = [f"{len(done)} of {len(wanted)} jobs are finished"] if done else []
+    if failed and not retry:
+        told.append(f"{len(failed)} have failed and are left so (hydra.sweeper.retry_failed=false)")
+    return [job for job in wanted if job not in left_out], ", ".join(told)
+
+
+def _placed(todo: Iterable[Job], known: Mapping[str, Place], *, numbered: bool) -> list[list[str]]:
+    """The overrides of each job, with its folder: the one that it has, else the next number."""
+    taken = {place.folder.name for place in known.values()}
+    free = (str(number) for number in range(10**9) if str(number) not in taken)
+    lines: list[list[str]] = []
+    for job in todo:
+        place: Any = known.get(job.identity)
+        name = place.folder.name if place else next(free) if numbered else None
+        lines.append([*job.overrides, *([f"{SUBDIR}='{name}'"] if name is not None else [])])
+    return lines

@@ -1,0 +1,99 @@
+"""Launchers and sweepers of others: refused in a sentence where they cannot work, and run here."""
+
+import json
+import socket
+
+import pytest
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+from running import TRAINING, command
+
+from advtrain.complaints import explain
+from advtrain.config import ConfigError
+from advtrain.engines import require_engines
+from advtrain.main import merit
+
+
+def config(group, option, **keys):
+    """A grid with that launcher or sweeper, and its keys."""
+    choices = {"hydra/launcher": "basic", "hydra/sweeper": "grid", f"hydra/{group}": option}
+    nodes = {"launcher": {}, "sweeper": {}, group: keys}
+    return OmegaConf.create({"hydra": {"runtime": {"choices": choices}, **nodes}})
+
+
+def test_a_cluster_that_is_not_there_is_told_before_anything_starts(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="submitit_slurm: there is no sbatch on this machine"):
+        require_engines(config("launcher", "submitit_slurm"))
+    with socket.socket() as taken:  # bound, and listening to nobody
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ray = {"ray": {"init": {"address": address}}}
+        with pytest.raises(ConfigError, match=f"{address}: no ray cluster answers there"):
+            require_engines(config("launcher", "ray", **ray))
+        taken.listen()
+        require_engines(config("launcher", "ray", **ray))
+    require_engines(config("launcher", "ray", ray={"init": {"address": None}}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"slots": 0},
+        {"slots": "all"},
+        {"slots": True},
+        {"timeout": 0},
+        {"grace": -1},
+        {"retries": -1},
+    ],
+)
+def test_keys_of_the_pool_are_refused_with_their_value(wrong):
+    keys = {"slots": "auto", "timeout": None, "grace": 60, "retries": 0}
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=f"hydra.launcher.{key}=.* is refused; allowed"):
+        require_engines(config("launcher", "pool", **{**keys, **wrong}))
+    require_engines(config("launcher", "pool", **keys))
+
+
+def test_a_search_that_would_minimise_robustness_is_refused():
+    with pytest.raises(ConfigError, match="direction=maximize"):
+        require_engines(config("sweeper", "optuna", direction="minimize"))
+
+
+def test_an_engine_that_is_not_installed_names_its_extra():
+    Plugins.instance()  # as the command has asked for it by then
+    error = Exception("Could not find 'hydra/launcher/ray'")
+    assert "pip install 'advtrain[ray]'" in explain(error, [], None)
+    error = Exception("Could not find 'hydra/launcher/poool'")
+    assert explain(error, [], None).endswith("there is no such option. Allowed: basic, pool.")
+
+
+def test_what_a_search_maximises_is_of_validation_images(tmp_path):
+    lines = [{"epoch": 1, "val_acc": 0.9, "val_adv_acc": 0.4}, {"epoch": 2, "val_adv_acc": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert merit(tmp_path) == 0.5
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val_acc": 0.9}\n')
+    assert merit(tmp_path) == 0.9 and merit(tmp_path / "none") is None
+
+
+SEARCH = (
+    *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"),
+    *("hydra.sweeper.direction=maximize", "optimizer.lr=interval(0.001,0.1)"),
+)
+ENGINES = {
+    "hydra_submitit_launcher": ("hydra/launcher=submitit_local", "seed=0,1"),
+    "hydra_ray_launcher": ("hydra/launcher=ray", "seed=0,1"),
+    "hydra_optuna_sweeper": SEARCH,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENGINES)
+def test_engines_run_grids_on_this_machine(tmp_path, name):
+    pytest.importorskip(f"hydra_plugins.{name}", reason="an extra")
+    found = command("-m", *TRAINING, *ENGINES[name], "hydra.sweep.dir=grid", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    known = [json.loads((tmp_path / "grid" / n / "status.json").read_text()) for n in ("0", "1")]
+    assert [each["state"] for each in known] == ["done", "done"]
+    assert {each["family"] for each in known} == {"grid"}
+    assert (tmp_path / "grid" / "table.md").exists()

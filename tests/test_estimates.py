@@ -1,0 +1,76 @@
+"""job=plan: what a line would take, from steps that are measured, and nothing left behind."""
+
+import json
+
+import pytest
+from running import DATA, FITTING, TINY, configuration, run
+
+from advtrain import main
+from advtrain.config import ConfigError
+from advtrain.estimates import estimate, labels, size
+from advtrain.forecast import Plan, forecast
+from advtrain.grid import parse
+
+
+def test_a_plan_counts_jobs_and_measures_each_configuration_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["-m", "job=plan", "eval=quick", "defense=standard,pgd_at", "seed=range(0,3)", *FITTING]
+    assert estimate(parse(line)) == 0
+    printed = capsys.readouterr()
+    assert "measuring 2 of 2: defense=pgd_at" in printed.err
+    rows = [text.split() for text in printed.out.splitlines() if text.startswith("defense=")]
+    # 48 images in batches of 16, for 2 epochs
+    assert [row[:3] for row in rows] == [
+        ["defense=standard", "3", "6"],
+        ["defense=pgd_at", "3", "6"],
+    ]
+    assert "6 jobs: about" in printed.out and "Not measured: starting processes" in printed.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_measured_is_what_a_run_does(tmp_path):
+    found = forecast(configuration(*TINY), Plan("train_eval", steps=3, seconds=30.0), ())
+    assert run(tmp_path, *TINY)["state"] == "done"
+    checkpoints = (tmp_path / "checkpoints").glob("*.pt")
+    assert found.disk == pytest.approx(sum(file.stat().st_size for file in checkpoints), rel=0.5)
+    epochs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert found.steps == 6 and found.per_step < 10 * sum(each["seconds"] for each in epochs)
+    assert found.evaluation > 0 and found.missing == []
+
+
+def test_what_takes_too_long_is_said_to_be_not_measured():
+    slow = ("eval.attacks.pgd_linf.steps=100000000", *FITTING, "attack.steps=2")
+    found = forecast(configuration(*slow), Plan("train_eval", steps=1, seconds=0.3), ())
+    assert found.missing == ["row pgd_linf: 8 images took over plan.seconds=0.3"]
+
+
+def test_an_evaluation_is_planned_without_training():
+    found = forecast(configuration(*TINY), Plan("eval", steps=1, seconds=30.0), ())
+    assert found.training == found.disk == 0 and found.evaluation > 0
+
+
+def test_a_configuration_that_cannot_begin_is_told_and_the_plan_fails(capsys):
+    line = ["job=plan", *DATA, "dataset.train_size=5", "batch_size=100000", "eval=none"]
+    line += ["device=cuda:99", "logger=none"]
+    assert estimate(parse(line)) == 1
+    assert "device=cuda:99" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"epochs=0 is refused"):
+        estimate(parse(["job=plan", "epochs=0"]))
+
+
+def test_a_plan_is_no_job_among_others(tmp_path):
+    status = run(tmp_path, *TINY, "job=plan")
+    assert status["exit_code"] == 2 and "of a whole line" in status["error"]
+
+
+def test_a_plan_of_an_evaluation_takes_the_choices_of_its_checkpoint(tmp_path):
+    (tmp_path / "status.json").write_text('{"choices": {"model": "linear"}, "config": {}}')
+    line = ["job=plan", "plan.job=eval", f"checkpoint={tmp_path}"]
+    assert main.of_checkpoint(line) == ["model=linear"]
+    assert main.of_checkpoint(["job=plan", f"checkpoint={tmp_path}"]) == []
+
+
+def test_lines_are_told_apart_by_what_differs():
+    lines = [["epochs=1", "lr=1", "seed=0"], ["epochs=1", "lr=2", "seed=0"], ["epochs=1", "seed=3"]]
+    assert labels(lines) == ["lr=1", "lr=2", "as given"]
+    assert [size(n) for n in (2_300, 4.5e6, 7.25e9)] == ["2 kB", "4 MB", "7.2 GB"]
