@@ -14,12 +14,13 @@ ROWS = (
     " divergences conditions fingerprints",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
-    "training history watchdog rescue evaluation records results checkpoints tracking progress"
-    " status reporting trust kinds digests probes masking answers lottery findings tolerance",
+    "training history watchdog rescue evaluation records results checkpoints tracking sheets"
+    " progress status reporting trust kinds digests probes masking answers lottery findings"
+    " tolerance",
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
-    " sweeping slots pool worker messages forecast estimates",
+    " sweeping slots pool worker messages forecast estimates mirror",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch

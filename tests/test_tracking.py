@@ -5,8 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from report_files import put, results, row
 
-from advtrain import tracking
+from advtrain import sheets, tracking
+from advtrain.mirror import mirror
+from advtrain.reporting.reading import read_run
+from advtrain.reporting.report import report_of
+from advtrain.reporting.writing import write_set
 
 RESULTS = {
     "name": "run",
@@ -77,6 +82,7 @@ def use_everything(tracker, tmp_path):
     (tmp_path / "examples.png").write_bytes(b"")
     tracker.log({"epoch": 0, "train_loss": 1.0}, 0)
     tracker.table(RESULTS)
+    tracker.sheet("table", "configuration,clean\na,0.5\n")
     tracker.images([tmp_path / "examples.png", tmp_path / "absent.png"])
     tracker.finish(0)
 
@@ -92,7 +98,7 @@ def test_an_offline_run_leaves_the_table_where_it_can_be_read_back(tmp_path, cap
     pattern = "wandb/offline-run-*/files/media/table/eval/accuracy_*.table.json"
     (path,) = tmp_path.glob(pattern)
     table = json.loads(path.read_text())
-    assert table["columns"] == list(tracking.COLUMNS)
+    assert table["columns"] == list(sheets.COLUMNS)
     (values,) = table["data"]
     row = dict(zip(table["columns"], values, strict=True))
     assert row["clean"] == 0.9 and row["pgd_linf"] == 0.5 and row["worst_linf"] == 0.5
@@ -190,7 +196,7 @@ def test_metrics_are_named_by_split_and_carry_their_epoch(tmp_path, monkeypatch)
 
 def test_every_view_is_a_row_of_the_table():
     rows = [dict(RESULTS["rows"][0], view=view) for view in ("lambda=0.0", "lambda=1.0")]
-    found = tracking.accuracy_rows({**RESULTS, "rows": rows})
+    found = sheets.accuracy_rows({**RESULTS, "rows": rows})
     assert [row["view"] for row in found] == ["lambda=0.0", "lambda=1.0"]
     assert all(row["clean"] == 0.9 for row in found)
 
@@ -199,3 +205,30 @@ def test_the_null_tracker_takes_everything(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     use_everything(tracking.null_tracker({}, Path(tmp_path), "run"), tmp_path)
     assert not caplog.records
+
+
+def test_a_grid_is_mirrored_once_in_the_group_of_its_jobs(tmp_path, monkeypatch):
+    logger = {"_target_": "advtrain.tracking.wandb_tracker", "_partial_": True}
+    logger |= {"project": "p", "group": None, "tags": [], "mode": "offline"}
+    sweep = tmp_path / "grid"
+    for defense, accuracy in (("trades", 0.5), ("mart", 0.25)):
+        rows = [row("clean", 0.9), row("pgd_linf", accuracy)]
+        content = results(defense, rows=rows, choices={"defense": defense})
+        put(sweep / defense, {**content, "config": {"logger": logger}}, {"state": "done"})
+    run = FakeRun()
+    (started,) = (fake_wandb(monkeypatch, run),)
+    report = write_set([sweep], sweep)
+    mirror(sweep, report)
+    assert (started[0]["group"], started[0]["name"]) == ("grid", "grid (table)")
+    columns, cells = run.logged[0]["grid/table"]
+    place = {name: column for column, name in enumerate(columns)}
+    assert sorted(line[place["pgd_linf"]] for line in cells) == [0.25, 0.5]
+    assert any(key.startswith("plots/") for key in run.logged[-1]) and run.codes == [0]
+
+
+@pytest.mark.parametrize("logger", [None, {"_target_": "os.system"}, {"_target_": "advtrain.x"}])
+def test_a_logger_that_is_none_of_ours_is_left_alone(tmp_path, monkeypatch, logger):
+    started = fake_wandb(monkeypatch, FakeRun())
+    put(tmp_path / "0", {**results(), "config": {"logger": logger}}, {"state": "done"})
+    mirror(tmp_path, report_of([read_run(tmp_path / "0")]))
+    assert started == []

@@ -77,7 +77,7 @@ def main() -> None:
     finally:
         if Locate.sweep is not None and ledger.codes(Locate.sweep):
             ledger.close(Locate.sweep)
-            _report_grid(Locate.sweep)
+            _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
     sys.exit(code)
 
 
@@ -166,7 +166,8 @@ def _code_of_runs() -> int:
     return codes[-1] if codes else DONE
 
 
-def _report_grid(sweep: Path) -> None:
+def _report_grid(sweep: Path, *, whole: bool) -> None:
+    """The table of a grid; mirrored unless it was stopped, when its end is awaited."""
     from advtrain.reporting.terminal import print_set, unread_output
     from advtrain.reporting.writing import write_set
 
@@ -175,6 +176,10 @@ def _report_grid(sweep: Path) -> None:
         with unread_output():
             print_set(report)
             print(sweep / "report.html", flush=True)
+        if whole:
+            from advtrain.mirror import mirror
+
+            mirror(sweep, report)
     except (OSError, ValueError) as error:
         print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)
 

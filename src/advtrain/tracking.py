@@ -18,18 +18,10 @@ from urllib.parse import urlparse
 from uuid import uuid4
 
 from advtrain.files import write_text
+from advtrain.sheets import COLUMNS, ROW_COLUMNS, accuracy_rows, at, flat_rows, of_csv
 
 log = logging.getLogger(__name__)
 
-COLUMNS = (
-    *("name", "dataset", "model", "defense", "threat", "eps", "seed", "view", "n"),
-    *("clean", "fgsm", "pgd_linf", "pgd_l2", "mim", "cw", "gama", "autoattack"),
-    *("worst_linf", "worst_l2", "certified", "acr"),
-)
-ROW_COLUMNS = (
-    *("name", "view", "norm", "eps", "steps", "restarts", "accuracy", "ci95_low", "ci95_high"),
-    *("n", "forward_passes", "backward_passes", "seconds"),
-)
 MODES = ("online", "offline", "disabled")
 PATIENCE = 120.0  # seconds that a silent server may hold up a run, at its start and at its end
 
@@ -42,6 +34,9 @@ class Tracker(Protocol):
 
     def table(self, results: Mapping[str, Any]) -> None:
         """The accuracy table of one `results.json`, given as its content."""
+
+    def sheet(self, name: str, text: str) -> None:
+        """A table of a grid, given as CSV."""
 
     def images(self, paths: Sequence[Path]) -> None:
         """PNG files, named by their stems."""
@@ -56,6 +51,8 @@ class NullTracker:
     def log(self, metrics: Mapping[str, Any], step: int) -> None: ...
 
     def table(self, results: Mapping[str, Any]) -> None: ...
+
+    def sheet(self, name: str, text: str) -> None: ...
 
     def images(self, paths: Sequence[Path]) -> None: ...
 
@@ -147,10 +144,10 @@ class WandbTracker:
     def table(self, results: Mapping[str, Any]) -> None:
         def send() -> None:
             wide = [[row.get(c) for c in COLUMNS] for row in accuracy_rows(results)]
-            long = [[row.get(c) for c in ROW_COLUMNS] for row in _flat_rows(results)]
+            long = [[row.get(c) for c in ROW_COLUMNS] for row in flat_rows(results)]
             summary = {
-                f"test/{row['name']}{_at(row)}/acc": row["accuracy"]
-                for row in _flat_rows(results)
+                f"test/{row['name']}{at(row)}/acc": row["accuracy"]
+                for row in flat_rows(results)
                 if "accuracy" in row
             }
             self.run.log(
@@ -160,6 +157,13 @@ class WandbTracker:
                     **summary,
                 }
             )
+
+        self._attempt(send)
+
+    def sheet(self, name: str, text: str) -> None:
+        def send() -> None:
+            columns, rows = of_csv(text)
+            self.run.log({f"grid/{name}": self.wandb.Table(columns=columns, data=rows)})
 
         self._attempt(send)
 
@@ -195,45 +199,6 @@ def metric_name(key: str) -> str:
     if key in ("epoch", "step") or "/" in key:
         return key
     return f"{head}/{tail}" if head in ("train", "val", "test") and tail else f"train/{key}"
-
-
-def accuracy_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row of `COLUMNS` per view of a `results.json`; what was not measured is left out."""
-    threat, dataset = results.get("threat") or {}, results.get("dataset") or {}
-    model, certified = results.get("model") or {}, results.get("certified") or {}
-    shared = {
-        "name": results.get("name"),
-        "dataset": dataset.get("name"),
-        "model": model.get("name"),
-        "defense": results.get("defense"),
-        "threat": threat.get("norm"),
-        "eps": threat.get("eps"),
-        "seed": results.get("seed"),
-        "certified": certified.get("accuracy"),
-        "acr": certified.get("acr"),
-    } | {f"worst_{norm}": value for norm, value in (results.get("worst_case") or {}).items()}
-    views: dict[str, dict[str, Any]] = {}
-    for row in _flat_rows(results):
-        view = str(row.get("view", "identity"))
-        worst = (results.get("worst_case_by_view") or {}).get(view, {})
-        here = {f"worst_{norm}": value for norm, value in worst.items()}
-        line = views.setdefault(view, {**shared, **here, "view": view, "n": row.get("n")})
-        line[str(row["name"])] = row.get("accuracy")
-    return list(views.values()) or [shared]
-
-
-def _at(row: Mapping[str, Any]) -> str:
-    """Words for the view of a row, where it is another than the network itself."""
-    view = row.get("view", "identity")
-    return "" if view == "identity" else f"@{view}"
-
-
-def _flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for row in results.get("rows") or []:
-        low, high = row.get("ci95") or (None, None)
-        rows.append({**row, "ci95_low": low, "ci95_high": high})
-    return rows
 
 
 def _wandb() -> ModuleType:
