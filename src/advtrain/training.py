@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from advtrain.exchange import averaged, follow, follow_buffers, largest
+from advtrain.exchange import averaged, follow, follow_buffers, of_all
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
 from advtrain.sharing import sharing, weight
@@ -250,10 +250,11 @@ def require_same_weights(state: TrainState) -> None:
     follow(mine)
     apart = torch.stack([(a - b).float().norm() for a, b in zip(before, mine, strict=True)]).norm()
     length = torch.stack([each.float().norm() for each in mine]).norm()
-    if largest(int(apart > DRIFT * length)):
+    drift = max(of_all(lambda: float(apart / length)))
+    if drift > DRIFT:
         raise TrainingFailed(
-            f"the weights of the processes differ by {float(apart / length):.1g} of their length "
-            f"after step {state.step}: a descent must sum gradients, by exchange.sum_gradients."
+            f"the weights of the processes differ by {drift:.1g} of their length after step "
+            f"{state.step}: a descent must sum gradients, by exchange.sum_gradients."
         )
 
 
