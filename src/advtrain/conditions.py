@@ -10,7 +10,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from advtrain.draws import integers
 from advtrain.ranges import Range, require
+from advtrain.sharing import behind, shared
+from advtrain.world import here
 
 UNIT = Range(0, 1, hint="0 is all for standard accuracy, 1 all for robust accuracy")
 
@@ -59,11 +62,32 @@ def leading(lambdas: tuple[float, ...], size: int, share: float | None = None) -
 
 def drawn(network: Conditional, size: int, share: float | None = None) -> Condition:
     """The zeros, then lambdas drawn uniformly from the others, by the global generator."""
-    zeros, others = leading(network.lambdas, size, share), _nonzero(network)
+    others, batch = _nonzero(network), shared(size)
+    of_all = zeros_of_all(network, size, share)
+    zeros = of_all if batch is None else len(range(of_all)[batch.rows])
+    if batch is not None:
+        _require_both(of_all, batch.total)
     if zeros == size:
         return Condition(network.values.new_zeros(size), size)
-    at = torch.randint(len(others), (size - zeros,), device=others.device)
+    with behind(of_all):
+        at = integers(others.new_empty(size - zeros, dtype=torch.int64), len(others))
     return Condition(torch.cat([others.new_zeros(zeros), others[at]]), zeros)
+
+
+def zeros_of_all(network: Conditional, size: int, share: float | None = None) -> int:
+    """How many rows have lambda 0 in the minibatch whose share, or all of it, are `size` rows."""
+    batch = shared(size)
+    return leading(network.lambdas, size if batch is None else batch.total, share)
+
+
+def _require_both(zeros: int, total: int) -> None:
+    """ValueError: a process has only zeros, or none, where others have both."""
+    if 0 < zeros < here().size or 0 < total - zeros < here().size:
+        raise ValueError(
+            f"a minibatch of {total} images has {zeros} of lambda 0, and {here().size} processes "
+            "want images of both kinds each. Use a larger batch_size, also for the last minibatch "
+            "of an epoch, or fewer processes."
+        )
 
 
 def in_turn(network: Conditional, size: int) -> Condition:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from advtrain.answers import asked, attacking
 from advtrain.averaged import passes, single
+from advtrain.exchange import divided
 from advtrain.modes import crafting
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
@@ -157,8 +158,9 @@ def evaluate(
 
     Batches already in `log` are taken from there. Draws come from the stream (seed, row, stage,
     first example), so that each batch comes out the same alone. `show` sees the first batch of a
-    row that is no combination, unless that was in the log. `stop` is called before each batch and
-    may raise; `watch` gets the number of examples that are dealt with. Where a row is no
+    row that is no combination, unless that was in the log. Several processes divide the batches,
+    and all know all verdicts. `stop` is called before each batch, or before all have one, and may
+    raise; `watch` gets the number of examples that are dealt with. Where a row is no
     combination, `looks` single draws of the network are asked about its proposals besides.
     ValueError: the attack refuses the network or the images, or the network raises an error.
     """
@@ -168,27 +170,34 @@ def evaluate(
         places = [i for i in range(len(clean)) if standing[i] or not row.members]
         watch(len(clean) - len(places))
         found = []
-        for start in range(0, len(places), batch_size):
-            at = tuple(places[start : start + batch_size])
-            key = f"{row.key}/{name}" if row.members else row.key
+        starts = range(0, len(places), batch_size)
+        batches = [tuple(places[start : start + batch_size]) for start in starts]
+        key = f"{row.key}/{name}" if row.members else row.key
+
+        def judged(
+            at: tuple[int, ...], name: str = name, attack: Attack | None = attack, key: str = key
+        ) -> Iterator[Verdicts]:
+            x, y = examples.batch(torch.tensor(at))
+            right = torch.tensor([clean[i] for i in at], device=x.device)
+            with stream(x.device, seed, row.name, *([name] if row.members else []), at[0]):
+                yield judge(
+                    subject,
+                    x,
+                    y,
+                    attack,
+                    row.threat,
+                    key=key,
+                    at=at,
+                    clean=right,
+                    show=show if at[0] == 0 and not row.members else None,
+                    looks=0 if row.members else looks,
+                )
+
+        fresh = divided([at for at in batches if log.find(key, at) is None], judged, stop)
+        for at in batches:
             verdicts = log.find(key, at)
             if verdicts is None:
-                stop()
-                x, y = examples.batch(torch.tensor(at))
-                right = torch.tensor([clean[i] for i in at], device=x.device)
-                with stream(x.device, seed, row.name, *([name] if row.members else []), at[0]):
-                    verdicts = judge(
-                        subject,
-                        x,
-                        y,
-                        attack,
-                        row.threat,
-                        key=key,
-                        at=at,
-                        clean=right,
-                        show=show if at[0] == 0 and not row.members else None,
-                        looks=0 if row.members else looks,
-                    )
+                verdicts = next(fresh)
                 log.append(verdicts)
             watch(len(at))
             found.append(verdicts)

@@ -6,6 +6,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from advtrain import status
 from advtrain.adopt import adopt
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, check, plain, settled
+from advtrain.crew import Crew, Failure, joined
 from advtrain.data.errors import DataError
 from advtrain.evaluation import EvaluationFailed
+from advtrain.exchange import of_leader
 from advtrain.files import remove_leftovers, write_json
 from advtrain.lock import locked
 from advtrain.memory import keep_freed
@@ -28,6 +32,7 @@ from advtrain.reporting.report import report_of
 from advtrain.reporting.terminal import print_run, unread_output
 from advtrain.stopping import Stopped, listening
 from advtrain.training import TrainingFailed, TrainingRefused
+from advtrain.world import leads
 
 log = logging.getLogger(__name__)
 
@@ -52,20 +57,30 @@ def run_job(
     SystemExit: the job was asked to stop; its state is saved, and a grid ends with it.
     """
     keep_freed()
-    try:
-        with locked(directory / ".lock", wait=False):
-            remove_leftovers(directory, directory / "checkpoints")
-            return _run(config, directory, facts, allowed)
-    except BlockingIOError:
-        _tell(f"hydra.run.dir={directory}: another process is at work there. Choose another.")
-        return INVALID
+    with joined(str(config.device), partial(_abandon, directory)) as crew, ExitStack() as stack:
+        try:
+            of_leader(partial(_occupy, directory, stack))
+        except BlockingIOError:
+            _tell(f"hydra.run.dir={directory}: another process is at work there. Choose another.")
+            return INVALID
+        return _run(config, directory, facts, allowed, crew)
+
+
+def _occupy(directory: Path, stack: ExitStack) -> None:
+    """Hold the directory until `stack` closes. BlockingIOError: another process does."""
+    stack.enter_context(locked(directory / ".lock", wait=False))
+    remove_leftovers(directory, directory / "checkpoints")
 
 
 def _run(
-    config: DictConfig, directory: Path, facts: dict[str, Any], allowed: tuple[str, ...]
+    config: DictConfig,
+    directory: Path,
+    facts: dict[str, Any],
+    allowed: tuple[str, ...],
+    crew: Crew,
 ) -> int:
     before, code = status.read(directory), DONE
-    status.write(directory, "running", **facts)
+    _note(directory, "running", **facts)
     with listening() as stop:
         try:
             if config.job == "eval" and config.checkpoint is not None:
@@ -74,7 +89,7 @@ def _run(
             resolved = plain(config)
             check(resolved, allowed=allowed)
             resolved = settled(resolved)
-            status.write(directory, "running", **facts, config=resolved)
+            _note(directory, "running", **facts, config=resolved)
             execute(resolved, directory, facts, allowed, stop)
         except Stopped as stopped:
             _end(directory, "interrupted", str(stopped), stopped.exit_code)
@@ -89,7 +104,7 @@ def _run(
             _tell(f"stopped at once; what was saved last is in {directory}.")
             raise SystemExit(code) from None
         except Exception as error:
-            code = _fail(directory, error, before)
+            code = _fail(directory, error, before, crew)
         else:
             _show(directory)
     if stop.signum is not None and facts["family"] is not None:
@@ -97,32 +112,50 @@ def _run(
     return code
 
 
-def _fail(directory: Path, error: Exception, before: Mapping[str, Any]) -> int:
+def _fail(directory: Path, error: Exception, before: Mapping[str, Any], crew: Crew) -> int:
     """A wrong input or a foreseen failure is one sentence; anything else also its traceback.
 
-    A finished run keeps its status when a wrong command is pointed at it. Returns the exit code.
+    Of several processes the first that failed is the one to blame. A finished run keeps its status
+    when a wrong command is pointed at it. Returns the exit code.
     """
     log.info("the job failed", exc_info=error)  # to the log file of the run, not to the terminal
     code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
     message = str(error) if isinstance(error, FORESEEN) else f"{type(error).__name__}: {error}"
-    _end(directory, "invalid" if code == INVALID else "failed", message, code)
-    if code == INVALID and before.get("state") == "done":
+    failure = crew.first(message, code)
+    code = failure.code
+    told = message if failure.message == message else failure.told
+    _end(directory, "invalid" if code == INVALID else "failed", told, code)
+    if leads() and code == INVALID and before.get("state") == "done":
         write_json(directory / status.FILE, before)
-    _tell(message)
-    if not isinstance(error, FORESEEN) or os.environ.get("ADVTRAIN_TRACEBACK"):
+    _tell(told)
+    own = failure.rank == crew.world.rank
+    if (own and not isinstance(error, FORESEEN)) or os.environ.get("ADVTRAIN_TRACEBACK"):
         traceback.print_exception(error)
     return code
 
 
+def _abandon(directory: Path, failure: Failure) -> None:
+    """The last words of a run of which another process failed, where this one waits for it."""
+    _end(directory, "failed", failure.told, failure.code)
+    _tell(failure.told)
+
+
+def _note(directory: Path, state: str, error: str | None = None, **facts: Any) -> None:
+    if leads():
+        status.write(directory, state, error, **facts)
+
+
 def _end(directory: Path, state: str, error: str | None, code: int) -> None:
     try:
-        status.write(directory, state, error, exit_code=code)
+        _note(directory, state, error, exit_code=code)
     except OSError as failure:
         _tell(f"{directory} cannot be written ({failure.strerror}).")
 
 
 def _show(directory: Path) -> None:
     """The table of the run, on standard output, and where the rest is."""
+    if not leads():
+        return
     with unread_output():
         if (directory / "results.json").exists():
             print_run(report_of([read_run(directory)]))
@@ -130,4 +163,5 @@ def _show(directory: Path) -> None:
 
 
 def _tell(message: str) -> None:
-    print(f"advtrain: {message}", file=sys.stderr, flush=True)
+    if leads():
+        print(f"advtrain: {message}", file=sys.stderr, flush=True)

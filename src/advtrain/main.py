@@ -26,6 +26,8 @@ from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
+from advtrain.together import together
+from advtrain.world import speaks
 
 DONE, FAILED, INVALID = 0, 1, 2
 
@@ -50,16 +52,18 @@ def main() -> None:
         elif "job=plan" in parsed.overrides:
             from advtrain.estimates import estimate
 
-            code = estimate(parsed)
+            code = estimate(parsed) if speaks() else DONE
         else:
             validate(parsed)
+            sys.argv[1:] += together(parsed)
             app()
             code = _code_of_runs()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         if traceback_wanted:
             raise
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
-        print(f"advtrain: {message}", file=sys.stderr)
+        if speaks():
+            print(f"advtrain: {message}", file=sys.stderr)
         code = INVALID
     except BrokenPipeError:
         code = DONE

@@ -2,16 +2,19 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from advtrain import checkpoints, status
 from advtrain.config import ConfigError, make
+from advtrain.exchange import of_leader
 from advtrain.reporting.writing import write_run
 from advtrain.run_evaluation import evaluate_model
 from advtrain.run_training import differences, identity, train
 from advtrain.runs import Setting, make_model, setting, start_weights
-from advtrain.tracking import Tracker
+from advtrain.tracking import NullTracker, Tracker
+from advtrain.world import leads
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,30 @@ def execute(
     here = setting(config, directory, allowed)
     if config["eval"]:
         here.build("eval")  # what is wrong with it is said before hours of training
+    tracker: Tracker = _tracker(config, directory, facts, allowed)
+    code = 1
+    try:
+        if config["job"] != "eval":
+            alarms = train(here, facts, tracker, stop).alarms
+            facts = {**facts, "alarms": alarms}
+        if config["job"] != "train" and config["eval"]:
+            results = _evaluate(here, facts, stop)
+            tracker.table(results)
+        of_leader(partial(_report, directory, tracker))
+        code = 0
+    finally:
+        tracker.finish(code)
+
+
+def _tracker(
+    config: Mapping[str, Any],
+    directory: Path,
+    facts: Mapping[str, Any],
+    allowed: tuple[str, ...],
+) -> Tracker:
+    """The mirror that the configuration asks for; followers have none."""
+    if not leads():
+        return NullTracker()
     tracker: Tracker = make(
         config["logger"],
         config,
@@ -46,20 +73,13 @@ def execute(
         path="logger",
         allowed=allowed,
     )
-    code = 1
-    try:
-        if config["job"] != "eval":
-            alarms = train(here, facts, tracker, stop).alarms
-            facts = {**facts, "alarms": alarms}
-        if config["job"] != "train" and config["eval"]:
-            results = _evaluate(here, facts, stop)
-            tracker.table(results)
-        status.write(directory, "done", exit_code=0)
-        write_run(directory)
-        tracker.images(sorted((directory / "plots").glob("*.png")))
-        code = 0
-    finally:
-        tracker.finish(code)
+    return tracker
+
+
+def _report(directory: Path, tracker: Tracker) -> None:
+    status.write(directory, "done", exit_code=0)
+    write_run(directory)
+    tracker.images(sorted((directory / "plots").glob("*.png")))
 
 
 def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None]) -> dict[str, Any]:
@@ -71,7 +91,7 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
             logger.warning("%s", said)
         return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
     best = here.directory / "checkpoints" / "best.pt"
-    content = checkpoints.load(best)
+    content = of_leader(partial(checkpoints.load, best))
     for key, (there, now) in differences(identity(content["config"]), identity(config)).items():
         raise ConfigError(f"{best} is of a run with {key}={there}, not {now}; use resume=false.")
     checkpoints.restore(model, checkpoints.weights(content, best), best)

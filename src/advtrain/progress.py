@@ -2,13 +2,15 @@
 
 Cheap enough for every step: values are only looked at when the display is drawn anew, a few times
 a second and in the caller's thread, so that a tensor on a device is rarely waited for, and never
-where nobody looks.
+where nobody looks. Of several processes the leader shows it.
 """
 
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from advtrain.world import leads
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -46,7 +48,7 @@ class Progress:
         self.drawn = 0.0
 
     def __enter__(self) -> Self:
-        self.bars = _bars(self.stream)
+        self.bars = _bars(self.stream) if leads() else None
         if self.bars is not None:
             self.bars.start()
             self.task = self.bars.add_task(
@@ -82,6 +84,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that stays: above the bars on a terminal, plainly elsewhere."""
+        if not leads():
+            return
         if self.bars is None:
             print(text, file=self.stream, flush=True)
         else:

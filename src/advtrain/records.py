@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from advtrain.world import leads
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -40,7 +42,8 @@ class Verdicts:
 
 
 class VerdictLog:
-    """The verdicts of a run directory; `append` returns once a line is on disk.
+    """The verdicts of a run directory; `append` returns once a line is on disk. Of several
+    processes all know them, and the leader writes.
 
     ValueError: a line of the file, other than a torn last one, is no verdict.
     """
@@ -70,11 +73,12 @@ class VerdictLog:
         return self.lines.get((row, at))
 
     def append(self, verdicts: Verdicts) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        if leads():
             told = {key: value for key, value in asdict(verdicts).items() if value != ()}
-            file.write(json.dumps(told) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(told) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         self.lines[verdicts.row, verdicts.at] = verdicts
 
 

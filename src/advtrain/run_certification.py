@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from advtrain.certification.noise import KINDS, Noise, linf, norm
 from advtrain.certification.premises import doubts
 from advtrain.certification.smoothing import Smoothed, streams_of
 from advtrain.certification.summary import default_radii, summarise
+from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.modes import crafting
 from advtrain.plans import Certification
@@ -27,6 +29,7 @@ from advtrain.precision import computing_in
 from advtrain.progress import Progress
 from advtrain.runs import Setting
 from advtrain.seeding import derive, stream
+from advtrain.world import here, leads
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +48,8 @@ def certify(
 
     Certificates are those of the network as it is, in `plan.precision`, not of a faster copy with
     other rounding. idx is the place of an image among the test images of its data set; its noise
-    depends on that and on the seed alone. `seen` names network and examples; certificates of
-    others, told by certify.json, are replaced.
+    depends on that and on the seed alone, so several processes divide the images. `seen` names
+    network and examples; certificates of others, told by certify.json, are replaced.
 
     Where radii are asked for, acr is None: an image may have more than the largest it is certified
     for, so their mean is no average radius. draws is the mean number that an example took.
@@ -60,42 +63,55 @@ def certify(
         asked["radii"] = radii
     key = fingerprint(seen, asked, config["seed"])
     log, drawn = setting.directory / "certify.tsv", setting.directory / "draws.tsv"
-    claim(log.with_suffix(".json"), key, {**asked, "seed": config["seed"]}, [log, drawn])
+    header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
     smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
     source = examples.source[:size].tolist()
-    done = {each.index for each in repair(log).certificates}
-    if radii is not None and not done <= {each.index for each in DRAWS.repair(drawn).lines}:
-        log.unlink()  # somebody removed the numbers of draws: all of it once more
-        done = set()
+
+    def done_before() -> set[int]:
+        header([log, drawn])
+        done = {each.index for each in repair(log).certificates}
+        if radii is not None and not done <= {each.index for each in DRAWS.repair(drawn).lines}:
+            log.unlink()  # somebody removed the numbers of draws: all of it once more
+            return set()
+        return done
+
+    def certified(places: Sequence[int]) -> Iterator[list[tuple[Certificate, Drawn]]]:
+        began = time.perf_counter()
+        indices = examples.source[list(places)].tolist()
+        x, y = examples.batch(torch.tensor(places))
+        seeds = [derive(config["seed"], "certify", index) for index in indices]
+        for settled, answers in answered(smoothed, plan, x, seeds):
+            each = (time.perf_counter() - began) / max(1, len(settled))
+            names = [indices[place] for place in settled]
+            labels, classes = y[settled].tolist(), answers.predictions.tolist()
+            columns = zip(names, labels, classes, answers.radii.tolist(), strict=True)
+            counts = zip(names, answers.draws.tolist(), strict=True)
+            lines = [Certificate(*values, each) for values in columns]
+            yield list(zip(lines, (Drawn(*values) for values in counts), strict=True))
+            began = time.perf_counter() if settled else began
+
+    done = of_leader(done_before)
     missing = [place for place in range(size) if source[place] not in done]
     at_once = POOLED if radii is not None else max(AT_ONCE, ceil(plan.batch_size / plan.n))
+    if here().size > 1:  # one piece each, and soon another look at signals
+        at_once = at_once if radii is not None else ceil(plan.batch_size / plan.n)
+        at_once = min(at_once, ceil(len(missing) / here().size))
+    pieces = [missing[i : i + at_once] for i in range(0, len(missing), max(1, at_once))]
     bar = Progress(size, "certify", "img", done=size - len(missing))
     with (
         computing_in(model, plan.precision),
-        DRAWS.writer(drawn) if radii is not None else nullcontext() as tally,
-        Writer(log) as writer,
+        DRAWS.writer(drawn) if leads() and radii is not None else nullcontext() as tally,
+        Writer(log) if leads() else nullcontext() as writer,
         bar,
     ):
-        for first in range(0, len(missing), at_once):
+        for settled in divided(pieces, certified, stop):
+            if tally is not None:
+                tally.write(draws for _, draws in settled)
+            if writer is not None:
+                writer.write(line for line, _ in settled)
+            bar.advance(len(settled))
             stop()
-            began = time.perf_counter()
-            places = torch.tensor(missing[first : first + at_once])
-            indices = examples.source[places].tolist()
-            x, y = examples.batch(places)
-            seeds = [derive(config["seed"], "certify", index) for index in indices]
-            for settled, answers in answered(smoothed, plan, x, seeds):
-                each = (time.perf_counter() - began) / max(1, len(settled))
-                names = [indices[place] for place in settled]
-                if tally is not None:
-                    counts = zip(names, answers.draws.tolist(), strict=True)
-                    tally.write(Drawn(*each) for each in counts)
-                labels, classes = y[settled].tolist(), answers.predictions.tolist()
-                columns = zip(names, labels, classes, answers.radii.tolist(), strict=True)
-                writer.write(Certificate(*values, each) for values in columns)
-                began = time.perf_counter() if settled else began
-                bar.advance(len(settled))
-                stop()
-        found = summary(plan, setting, log, drawn, set(source))
+        found = of_leader(partial(summary, plan, setting, log, drawn, set(source)))
         bar.say(_line(found))
         bar.say(_in_linf(found["linf"]))
     return found

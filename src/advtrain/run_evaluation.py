@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -24,6 +25,7 @@ from advtrain.evaluation import (
     evaluate,
     row_name,
 )
+from advtrain.exchange import of_leader
 from advtrain.files import write_json
 from advtrain.fingerprints import fingerprint
 from advtrain.inference import swift
@@ -41,6 +43,7 @@ from advtrain.run_guarantees import ABSENT, guarantees, require_provable
 from advtrain.run_pictures import keep_pictures
 from advtrain.runs import Setting, parameters
 from advtrain.seeding import stream
+from advtrain.world import here, leads
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +74,8 @@ def evaluate_model(
     """
     plan: Evaluation = setting.build("eval")
     refuse_names(plan.attacks)
-    if not setting.config["resume"]:
-        for name in (LOG, PORTRAIT, *HEADERS):
-            (setting.directory / name).unlink(missing_ok=True)
     with told():
-        log = VerdictLog(setting.directory / LOG)
+        log = of_leader(partial(_log, setting))
     examples = setting.data.test
     size = min(len(examples), plan.size or len(examples))
     examined = digest_of(examples, size)
@@ -84,18 +84,19 @@ def evaluate_model(
     with told():
         views = viewed(model, plan.views)
     first, *others = _distinct(views)
-    shown = probed(first, setting, size)
+    shown = of_leader(partial(probed, first, setting, size))
     if plan.certify is not None:
-        shown += doubted(first, setting, {warning["check"] for warning in shown})
-    shown += [warning for each in others for warning in probed(each, setting, size)]
+        seen_so_far = {warning["check"] for warning in shown}
+        shown += of_leader(partial(doubted, first, setting, seen_so_far))
+    for each in others:
+        shown += of_leader(partial(probed, each, setting, size))
     stochastic = any(warning["check"] == "stochastic" for warning in shown)
     with told():
         plan, views, spared = fitted(plan, views, stochastic)
     for warning in spared:
         logger.warning("%s: %s", warning["check"], warning["message"])
-    seen = fingerprint(
-        digest(model), known_as(first, setting, size), setting.config["model"], examined
-    )
+    known = of_leader(partial(known_as, first, setting, size))
+    seen = fingerprint(digest(model), known, setting.config["model"], examined)
     looks = plan.draws if stochastic else 0
     with told():
         planned = scenes(plan, views, setting, seen, looks)
@@ -128,7 +129,8 @@ def evaluate_model(
             seconds=round(sum(part["seconds"] for part in parts), 3),
             **findings.entries(found, naive=naive),
         )
-        write_json(setting.directory / "results.json", content)
+        if leads():
+            write_json(setting.directory / "results.json", content)
         return content
 
     def judge_row(subject: Subject, row: Row, clean: Sequence[bool]) -> Outcome:
@@ -172,10 +174,19 @@ def evaluate_model(
     except EvaluationFailed as error:
         if found:
             write()
+        if found and leads():
             status.write(setting.directory, "failed", str(error))
             write_run(setting.directory)
         raise
     return write()
+
+
+def _log(setting: Setting) -> VerdictLog:
+    """What was found in the directory before, unless the run is to begin anew."""
+    if not setting.config["resume"]:
+        for name in (LOG, PORTRAIT, *HEADERS):
+            (setting.directory / name).unlink(missing_ok=True)
+    return VerdictLog(setting.directory / LOG)
 
 
 def _distinct(views: Mapping[str, nn.Module]) -> list[nn.Module]:
@@ -276,6 +287,7 @@ def environment(setting: Setting) -> dict[str, Any]:
         "device": name,
         "precision": setting.config["precision"],
         "threads": torch.get_num_threads(),
+        "processes": here().size,
     }
 
 

@@ -1,8 +1,10 @@
 """The PREDICT study, into predict/: a log of predictions for each number of draws, and the gold."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,12 +19,14 @@ from advtrain.certification.prediction import (
     categorise,
 )
 from advtrain.certification.smoothing import Smoothed
+from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.precision import full_precision
 from advtrain.progress import Progress
 from advtrain.run_certification import AT_ONCE
 from advtrain.runs import Setting
 from advtrain.seeding import derive
+from advtrain.world import here, leads
 
 
 def study(
@@ -46,12 +50,12 @@ def study(
     folder = setting.directory / "predict"
     folder.mkdir(parents=True, exist_ok=True)
     key = fingerprint(seen, asked, config["seed"])
-    claim(
-        folder / "study.json",
-        key,
-        {**asked, "seed": config["seed"]},
-        [*folder.glob("N_*.tsv"), folder / "gold.tsv"],
-    )
+
+    def claimed() -> None:
+        logs = [*folder.glob("N_*.tsv"), folder / "gold.tsv"]
+        claim(folder / "study.json", key, {**asked, "seed": config["seed"]}, logs)
+
+    of_leader(claimed)
     smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
     source = examples.source[:size].tolist()
 
@@ -62,24 +66,29 @@ def study(
     ) -> list[Prediction]:
         """The predictions of all examples in the log `name`, by `answer` where they are missing."""
         path = folder / f"{name}.tsv"
-        done = {each.index for each in PREDICTIONS.repair(path).lines}
+        done = of_leader(lambda: {each.index for each in PREDICTIONS.repair(path).lines})
         missing = [place for place in range(size) if source[place] not in done]
         bar = Progress(size, f"predict {name}", "img", done=size - len(missing))
-        with PREDICTIONS.writer(path) as writer, bar:
-            for first in range(0, len(missing), AT_ONCE):
-                stop()
-                began = time.perf_counter()
-                places = torch.tensor(missing[first : first + AT_ONCE])
-                indices = examples.source[places].tolist()
-                x, y = examples.batch(places)
-                seeds = [derive(config["seed"], "predict", name, index) for index in indices]
-                classes = answer(x, seeds).tolist()
-                each = (time.perf_counter() - began) / len(indices)
-                columns = zip(indices, y.tolist(), classes, strict=True)
-                writer.write(Prediction(*values, each) for values in columns)
-                bar.advance(len(indices))
-            wanted = set(source)
-            found = [each for each in PREDICTIONS.read(path).lines if each.index in wanted]
+
+        def predicted(places: Sequence[int]) -> Iterator[list[Prediction]]:
+            began = time.perf_counter()
+            indices = examples.source[list(places)].tolist()
+            x, y = examples.batch(torch.tensor(places))
+            seeds = [derive(config["seed"], "predict", name, index) for index in indices]
+            classes = answer(x, seeds).tolist()
+            each = (time.perf_counter() - began) / len(indices)
+            columns = zip(indices, y.tolist(), classes, strict=True)
+            yield [Prediction(*values, each) for values in columns]
+
+        at_once = max(1, min(AT_ONCE, ceil(len(missing) / here().size)))
+        pieces = [missing[i : i + at_once] for i in range(0, len(missing), at_once)]
+        with PREDICTIONS.writer(path) if leads() else nullcontext() as writer, bar:
+            for lines in divided(pieces, predicted, stop):
+                if writer is not None:
+                    writer.write(lines)
+                bar.advance(len(lines))
+            wanted, log = set(source), of_leader(partial(PREDICTIONS.read, path))
+            found = [each for each in log.lines if each.index in wanted]
             bar.say(f"{f'predict {name}':<14} {told(found)}")
         return found
 

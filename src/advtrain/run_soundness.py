@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 
 from advtrain.answers import attacking
 from advtrain.certification.lines import claim
-from advtrain.certification.log import read
+from advtrain.certification.log import Certificate, read
 from advtrain.certification.smoothing import Smoothed
 from advtrain.certification.soundness import ATTEMPTS, LEVEL, Attempt, challenge, report
+from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.inference import swift
 from advtrain.models.views import smoothed
@@ -24,6 +26,7 @@ from advtrain.progress import Progress
 from advtrain.results import spelled
 from advtrain.runs import Setting
 from advtrain.seeding import derive, stream
+from advtrain.world import leads
 
 logger = logging.getLogger(__name__)
 
@@ -44,63 +47,73 @@ def soundness(
     itself. Draws depend on the seed and the place of the image alone. A line of soundness.tsv
     counts as long as network, certificates and attack, told by soundness.json, are the same.
     """
-    assert plan.attack is not None
+    challenger = plan.attack
+    assert challenger is not None
     config, examples = setting.config, setting.data.test
     size = min(len(examples), plan.size or len(examples))
     places = {index: place for place, index in enumerate(examples.source[:size].tolist())}
     certificates = [
         each
-        for each in read(setting.directory / "certify.tsv").certificates
+        for each in of_leader(partial(read, setting.directory / "certify.tsv")).certificates
         if each.index in places and each.radius > 0
     ]
-    attack, log = spelled(plan.attack), setting.directory / "soundness.tsv"
+    attack, log = spelled(challenger), setting.directory / "soundness.tsv"
     claims = [(each.index, each.prediction, each.radius) for each in certificates]
     asked = {"attack": attack, "draws": plan.attack_draws, "n": plan.n, "level": LEVEL}
     asked["precision"] = plan.precision
     key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
-    claim(log.with_suffix(".json"), key, {**asked, "seed": config["seed"]}, [log])
+    header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
+    of_leader(partial(header, [log]))
     g = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
-    done = {each.index for each in ATTEMPTS.repair(log).lines}
+    done = of_leader(lambda: {each.index for each in ATTEMPTS.repair(log).lines})
     missing = [each for each in certificates if each.index not in done]
     bar = Progress(len(claims), "soundness", "img", done=len(done))
     fast = swift(model, examples.batch(slice(0, min(size, PROBES)))[0])
-    with ExitStack() as stack, ATTEMPTS.writer(log) as writer, bar:
+
+    def attempted(each: Certificate) -> Iterator[Attempt]:
+        began = time.perf_counter()
+        x, _ = examples.batch(torch.tensor([places[each.index]]))
+        look, judge, noise = (
+            derive(config["seed"], "soundness", part, each.index)
+            for part in ("look", "judge", "view")
+        )
+        view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
+        with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
+            distance, answer, p_value = challenge(
+                g,
+                view,
+                x,
+                each.prediction,
+                each.radius,
+                attack=challenger,
+                draws=plan.n,
+                seeds=(look, judge),
+            )
+        claimed = (each.index, each.label, each.prediction, each.radius)
+        yield Attempt(*claimed, distance, answer, p_value, time.perf_counter() - began)
+
+    with (
+        ExitStack() as stack,
+        ATTEMPTS.writer(log) if leads() else nullcontext() as writer,
+        bar,
+    ):
         stack.enter_context(computing_in(model, plan.precision))
         stack.enter_context(full_precision(fast))
         for network in (model, fast):
             stack.enter_context(crafting(network, "eval"))
-        for each in missing:
-            stop()
-            began = time.perf_counter()
-            x, _ = examples.batch(torch.tensor([places[each.index]]))
-            look, judge, noise = (
-                derive(config["seed"], "soundness", part, each.index)
-                for part in ("look", "judge", "view")
-            )
-            view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
-            with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
-                distance, answer, p_value = challenge(
-                    g,
-                    view,
-                    x,
-                    each.prediction,
-                    each.radius,
-                    attack=plan.attack,
-                    draws=plan.n,
-                    seeds=(look, judge),
-                )
-            claimed = (each.index, each.label, each.prediction, each.radius)
-            taken = time.perf_counter() - began
-            attempt = Attempt(*claimed, distance, answer, p_value, taken)
-            writer.write([attempt])
+        for attempt in divided(missing, attempted, stop):
+            if writer is not None:
+                writer.write([attempt])
             if attempt.broken:
                 logger.error(
                     "certificate of image %d is broken: class %d at distance %.4g, where class %d "
                     "is certified up to %.4g (p-value %.1g)",
-                    *(each.index, answer, distance, each.prediction, each.radius, p_value),
+                    *(attempt.index, attempt.answer, attempt.distance),
+                    *(attempt.prediction, attempt.radius, attempt.p_value),
                 )
             bar.advance()
-        found = report(ATTEMPTS.read(log).lines, attack, plan.attack_draws)
+        lines = of_leader(partial(ATTEMPTS.read, log)).lines
+        found = report(lines, attack, plan.attack_draws)
         bar.say(
             f"{'soundness':<12} {len(found['broken'])} of {found['examples']} certificates broken"
         )

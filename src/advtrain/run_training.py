@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from advtrain import checkpoints
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
 from advtrain.data.split import Data
+from advtrain.exchange import follow_buffers, of_leader
 from advtrain.files import write_text
 from advtrain.freezing import Freezing
 from advtrain.history import History
+from advtrain.models.batch_norm import synchronise
 from advtrain.models.spectral_norm import refresh
 from advtrain.optimizers import require_rates
 from advtrain.plans import Validation
@@ -30,9 +33,11 @@ from advtrain.training import (
     TrainState,
     epochs,
     require_finite_weights,
+    require_same_weights,
 )
 from advtrain.types import Logs
 from advtrain.watchdog import Watchdog
+from advtrain.world import here
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
@@ -65,16 +70,14 @@ def train(
         setting.data.train, config["batch_size"], config["seed"], config["dataset"]["replays"]
     )
     total = config["epochs"]
-    going_on = last.exists() and config["resume"]
-    if not going_on:  # never the weights of an older run beside the numbers of this one
-        last.unlink(missing_ok=True)
-        last.with_name("best.pt").unlink(missing_ok=True)
+    going_on = of_leader(partial(_goes_on, last, config["resume"]))
     state, freezing, beginning = begun(setting, total * len(batches), anew=not going_on)
     method = method_of(setting, state, freezing)
     rescue = Rescue(_watchdog(setting), state, History())
     if going_on:
         _resume(last, rescue, setting)
-        _write_metrics(setting.directory, rescue.history.reports)  # a kill may have come before
+        reports = rescue.history.reports  # a kill may have come before they were written
+        of_leader(partial(_write_metrics, setting.directory, reports))
     images = len(batches.split) * batches.replays
     done = images * state.step // len(batches)
     with Progress(total * images, "train", "img", done=done) as bar:
@@ -104,6 +107,15 @@ def train(
                 course.save_last()
                 raise
     return rescue.history
+
+
+def _goes_on(last: Path, resume: bool) -> bool:
+    """Whether to go on from `last`; never leaves older weights beside the numbers of a new run."""
+    if last.exists() and resume:
+        return True
+    last.unlink(missing_ok=True)
+    last.with_name("best.pt").unlink(missing_ok=True)
+    return False
 
 
 class Course:
@@ -136,6 +148,8 @@ class Course:
         state.average.prepare(replace(self.batches, replays=1).epoch(epoch))
         if state.average.model is not state.model:
             refresh(state.average.model)
+        follow_buffers(state.average.model)
+        require_same_weights(state)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
             report |= validate(state.average.model, self.setting, validation, state.defense)
@@ -145,7 +159,7 @@ class Course:
         self.bar.say(_line(report, self.total))
         self.say(self.rescue.look(min(len(self.setting.data.validation), validation.size)))
         self.save_last()
-        _write_metrics(self.setting.directory, history.reports)
+        of_leader(partial(_write_metrics, self.setting.directory, history.reports))
         self.tracker.log(report, epoch)
 
     def say(self, warning: str) -> None:
@@ -159,7 +173,7 @@ class Course:
     def _save(self, name: str, **more: Any) -> None:
         path = self.setting.directory / "checkpoints" / f"{name}.pt"
         content = _content(self.setting, self.facts, self.state, len(self.batches))
-        checkpoints.save(path, content | more)
+        of_leader(lambda: checkpoints.save(path, content | more))
 
 
 def method_of(setting: Setting, state: TrainState, freezing: Freezing) -> Method:
@@ -193,6 +207,8 @@ def begun(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Free
     config, data = setting.config, setting.data
     model = make_model(config, data.shape, len(data.classes), setting.device, setting.allowed)
     beginning = start_weights(model, config["checkpoint"], config["fresh"]) if anew else ""
+    if here().size > 1 and config["batch_norm"] == "sync":
+        synchronise(model)
     try:
         freezing = Freezing(model, config["freeze"], config["freeze_epochs"])
     except ValueError as error:
@@ -216,7 +232,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the weights."""
     kept = {key: value for key, value in config.items() if key not in FREE_KEYS}
     dataset = {key: value for key, value in config["dataset"].items() if key not in PLACES}
-    return kept | {"dataset": dataset}
+    return {"batch_norm": "sync"} | kept | {"dataset": dataset}  # the key is younger than some runs
 
 
 def _content(
@@ -241,7 +257,7 @@ def described(data: Data) -> dict[str, Any]:
 
 
 def _resume(path: Path, rescue: Rescue, setting: Setting) -> None:
-    content = checkpoints.load(path)
+    content = of_leader(partial(checkpoints.load, path))
     if "training" not in content:
         raise checkpoints.CheckpointError(
             f"{path} holds nothing to resume from. Use resume=false to start again, or "

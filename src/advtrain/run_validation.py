@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.evaluation import Row, Subject, judge
+from advtrain.exchange import of_all
 from advtrain.plans import Validation
 from advtrain.runs import Setting
 from advtrain.seeding import stream
+from advtrain.sharing import sharing
 from advtrain.types import Defense
+from advtrain.world import share
 
 BATCH = 500
 
@@ -47,20 +50,27 @@ def validate(
 def accuracies(
     subject: Subject, setting: Setting, rows: Mapping[str, Row], size: int
 ) -> dict[str, float]:
-    """`val_acc`, and the accuracy in each of `rows`, on the first `size` validation images."""
-    bits = dict.fromkeys(["val_acc", *rows], "")
-    referee = partial(judge, subject, key="validation")
+    """`val_acc`, and the accuracy in each of `rows`, on the first `size` validation images.
+
+    Of several processes each judges its share.
+    """
+    right = dict.fromkeys(["val_acc", *rows], 0)
+    referee, seed = partial(judge, subject, key="validation"), setting.config["seed"]
     for start in range(0, size, BATCH):
         x, y = setting.data.validation.batch(slice(start, min(start + BATCH, size)))
+        images, part = len(y), share(len(y))
+        x, y = x[part], y[part]
         at, all_right = tuple(range(len(y))), torch.ones_like(y, dtype=torch.bool)
-        with stream(x.device, setting.config["seed"], "validation", start):
+        place = ("validation", start)
+        with stream(x.device, seed, *place), sharing(images, x.device, seed, *place):
             clean = referee(x, y, None, None, at=at, clean=all_right).robust
-            bits["val_acc"] += clean
-            right = _mask(clean, x)
+            right["val_acc"] += clean.count("1")
+            standing = _mask(clean, x)
             for name, row in rows.items():
-                found = referee(x, y, row.plain, row.threat, at=at, clean=right)
-                bits[name] += found.robust
-    return {name: each.count("1") / size for name, each in bits.items()}
+                found = referee(x, y, row.plain, row.threat, at=at, clean=standing)
+                right[name] += found.robust.count("1")
+    parts = of_all(lambda: right)
+    return {name: sum(each[name] for each in parts) / size for name in right}
 
 
 def _mask(bits: str, x: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from advtrain.types import (
     TrainingAttack,
 )
 from advtrain.watchdog import Watchdog
+from advtrain.world import here
 
 Allowed = Iterable[str]
 Network = Callable[[tuple[int, int, int], int], nn.Module]
@@ -85,6 +86,7 @@ class Program:
     precision: Literal["fp32", "bf16"]
     spectral_norm: Literal["none", "matrix", "convolution"]
     compile: bool
+    batch_norm: Literal["sync", "local"]
     packages: list[str]
     published: Mapping[str, Unit]
     paper: Paper
@@ -108,9 +110,13 @@ class Setting:
 
 
 def choose_device(asked: str) -> torch.device:
-    """`auto` is the first CUDA device, or the CPU. ConfigError: a device that is not here."""
+    """`auto` is the first CUDA device, or the CPU; of several processes each has a CUDA device of
+    its own. ConfigError: a device that is not here.
+    """
     if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    if here().size > 1 and asked.startswith("cuda"):
+        return _own_device(asked)
     try:
         device = torch.device(asked)
     except RuntimeError as error:
@@ -123,6 +129,21 @@ def choose_device(asked: str) -> torch.device:
         found = torch.cuda.device_count()
         raise ConfigError(f"device={asked}: {found} CUDA devices are here. Use device=auto or cpu.")
     return device
+
+
+def _own_device(asked: str) -> torch.device:
+    found, place = torch.cuda.device_count(), here().local
+    if asked != "cuda":
+        raise ConfigError(
+            f"device={asked}: several processes do this run, each on a CUDA device of its own. Use "
+            "device=cuda, and CUDA_VISIBLE_DEVICES to choose among devices."
+        )
+    if place >= found:
+        raise ConfigError(
+            f"device=cuda: {found} CUDA devices are here, too few for process {place + 1} of this "
+            "machine. Start as many processes as there are devices, or use device=cpu."
+        )
+    return torch.device("cuda", place)
 
 
 def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Setting:

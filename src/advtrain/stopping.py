@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM as a request that the work answers at its next safe point.
 
+Of several processes all answer at the same point, whichever of them was asked.
+
 A second signal stops at once. Outside the main thread signals cannot be caught and nothing changes.
 """
 
@@ -8,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from advtrain.exchange import largest
 
 
 class Stopped(Exception):
@@ -25,8 +29,10 @@ class StopRequest:
         self.signum: int | None = None
 
     def __call__(self) -> None:
-        if self.signum is not None:
-            raise Stopped(self.signum)
+        asked = largest(self.signum or 0)
+        if asked:
+            self.signum = asked
+            raise Stopped(asked)
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:

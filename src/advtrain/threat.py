@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from advtrain import hyperplane
-from advtrain.draws import signs
+from advtrain.draws import exponential, normal, signs, uniform
 from advtrain.ranges import Eps, NonNegative
 
 PIXELS = 3 * 512 * 512  # of the largest image that the bounds on l2 and l1 radii allow for
@@ -111,8 +111,7 @@ class Linf(Ball):
 
     def sample(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """Uniform in the ball around `x`, then clipped to the box."""
-        noise = torch.empty_like(x).uniform_(-self.eps, self.eps, generator=generator)
-        return self._boxed(noise.add_(x))
+        return self._boxed(uniform(x, -self.eps, self.eps, generator).add_(x))
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ class L2(Ball):
 
         A Gaussian direction, and a radius of eps u^(1/D) since volume grows as radius^D.
         """
-        direction = self.steepest(torch.empty_like(x).normal_(generator=generator))
+        direction = self.steepest(normal(x, generator))
         radius = _uniform(x, generator).pow_(1 / _pixels(x)).mul_(self.eps)
         return self._boxed(x + direction * radius)
 
@@ -209,7 +208,7 @@ class L1(Ball):
         random signs carry it to all orthants.
         """
         shape = (len(x), _pixels(x) + 1)
-        weights = x.new_empty(shape).exponential_(generator=generator)
+        weights = exponential(x.new_empty(shape), generator)
         weights = weights[:, 1:] * (self.eps / weights.sum(1, keepdim=True))
         return self._boxed(x + weights.mul_(signs(weights, generator)).reshape(x.shape))
 
@@ -261,4 +260,4 @@ def _pixels(x: Tensor) -> int:
 
 def _uniform(x: Tensor, generator: Generator | None) -> Tensor:
     """One draw of U[0, 1) per example, shaped to multiply `x`."""
-    return x.new_empty((len(x), *[1] * (x.ndim - 1))).uniform_(generator=generator)
+    return uniform(x.new_empty((len(x), *[1] * (x.ndim - 1))), 0, 1, generator)

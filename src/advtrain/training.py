@@ -15,16 +15,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from advtrain.exchange import averaged, follow, follow_buffers, of_all
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
-from advtrain.seeding import derive
+from advtrain.sharing import sharing, weight
 from advtrain.strided import sooner
-from advtrain.types import Average, Defense, Descent, Logs, Moment, Penalty, Schedule, Watching
+from advtrain.types import (
+    Average,
+    Defense,
+    Descent,
+    Evaluate,
+    Logs,
+    Moment,
+    Penalty,
+    Schedule,
+    Watching,
+)
+from advtrain.world import here
 
 ADVICE = (
     "Checkpoints of earlier epochs are kept; a smaller optimizer.lr or descent.clip_norm usually "
     "helps."
 )
+
+DRIFT = 1e-4  # of their length that weights of processes differ by after an epoch of rounding
 
 
 class TrainingFailed(RuntimeError):
@@ -39,6 +53,9 @@ class Minibatches(Protocol):
     """What the loop needs of a loader; `skip` counts steps."""
 
     def __len__(self) -> int: ...
+
+    def images(self, step: int) -> int:
+        """Images of the minibatch at `step` of an epoch, those of all processes."""
 
     def epoch(self, index: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -121,6 +138,12 @@ def total_loss(
     return loss, {**logs, **{name: term.detach() for name, term in terms.items()}}
 
 
+def weighed(evaluate: Evaluate, part: float) -> tuple[Tensor, Logs]:
+    """The loss times `part`: those of all processes add up to that of the whole minibatch."""
+    loss, logs = evaluate()
+    return part * loss, logs
+
+
 def train_step(state: TrainState, x: Tensor, y: Tensor, now: Moment, method: Method) -> Logs:
     """One update of the weights from the images `x` (B, C, H, W) and labels `y` (B,)."""
     rates = {name: schedule(now) for name, schedule in method.rates.items()}
@@ -131,10 +154,14 @@ def train_step(state: TrainState, x: Tensor, y: Tensor, now: Moment, method: Met
     with crafting(state.model, state.defense.craft_mode):
         parcel = state.defense.craft(state.model, x, y, now)
     evaluate = partial(total_loss, state.model, state.defense, method.penalties, parcel)
+    part = weight()
+    if part < 1:
+        evaluate = partial(weighed, evaluate, part)
     loss, logs = method.descent(state.model, state.optimizer, evaluate, now)
+    follow_buffers(state.model)
     state.average.update(state.model)
     state.step += 1
-    return {"loss": loss.detach(), **logs}
+    return averaged({"loss": loss.detach() / part, **logs}, part)
 
 
 def epochs(
@@ -175,14 +202,15 @@ def epochs(
                     last=dict(state.last),
                     batch=state.step - index * steps,
                 )
-                torch.manual_seed(derive(method.seed, "step", state.step))
+                images = batches.images(now.batch) if here().size > 1 else len(y)
                 try:
-                    state.last = train_step(state, x, y, now, method)
+                    with sharing(images, x.device, method.seed, "step", state.step):
+                        state.last = train_step(state, x, y, now, method)
                 except ValueError as error:
                     raise TrainingRefused(str(error)) from error
-                state.meter.add(state.last, len(y))
+                state.meter.add(state.last, images)
                 unchecked[state.step] = state.last["loss"]
-                watch(state.last, len(y))
+                watch(state.last, images)
                 if state.step % check_every == 0:
                     require_finite(unchecked)
         require_finite(unchecked)  # waits for the device, so the time below is that of the work
@@ -207,6 +235,27 @@ def require_finite_weights(state: TrainState) -> None:
     finite = [torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point()]
     if not bool(torch.stack(finite).all()):
         raise TrainingFailed(f"weights are not finite after step {state.step}. {ADVICE}")
+
+
+@torch.no_grad()
+def require_same_weights(state: TrainState) -> None:
+    """Give all processes the leader's weights, which theirs are but for rounding.
+
+    TrainingFailed: they are others, as a descent makes them that follows gradients of its own.
+    """
+    if here().size == 1:
+        return
+    mine = list(state.model.parameters())
+    before = [each.clone() for each in mine]
+    follow(mine)
+    apart = torch.stack([(a - b).float().norm() for a, b in zip(before, mine, strict=True)]).norm()
+    length = torch.stack([each.float().norm() for each in mine]).norm()
+    drift = max(of_all(lambda: float(apart / length)))
+    if drift > DRIFT:
+        raise TrainingFailed(
+            f"the weights of the processes differ by {drift:.1g} of their length after step "
+            f"{state.step}: a descent must sum gradients, by exchange.sum_gradients."
+        )
 
 
 def _report(state: TrainState, epoch: int) -> dict[str, float]:

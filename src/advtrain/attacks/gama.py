@@ -27,6 +27,7 @@ from advtrain import functional
 from advtrain.attacks import pgd
 from advtrain.attacks.best import Best, Watched
 from advtrain.attacks.guard import guarded
+from advtrain.draws import normal
 from advtrain.ranges import Count, NonNegative, Positive, Range, Unit, require
 from advtrain.types import Classifier, Gain, Threat
 
@@ -148,7 +149,7 @@ def _climb(
     with torch.no_grad():
         clean = _probabilities(model(x)) if weights[0] > 0 else None
     for _ in range(restarts):
-        noise = threat.steepest(torch.empty_like(x).normal_(generator=generator))
+        noise = threat.steepest(normal(x, generator))
         x_adv = project(pgd.step(x, noise, threat.eps))
         for size, weight in zip(sizes, weights, strict=True):
             _, gradient = pgd.evaluate(_gain(watched, y, clean, weight), x_adv)

@@ -7,9 +7,9 @@ one draw per image, of the scale trained with.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
+from advtrain.draws import normal
 from advtrain.ranges import Positive, Range, require
 from advtrain.types import Classifier
 
@@ -29,7 +29,7 @@ class Noise:
 
     def corrupted(self, x: Tensor, generator: Generator | None = None) -> Tensor:
         """`x` with fresh noise, in a tensor of its own."""
-        return torch.empty_like(x).normal_(0, self.sigma, generator=generator).add_(x)
+        return normal(x, generator, std=self.sigma).add_(x)
 
     def __call__(
         self,

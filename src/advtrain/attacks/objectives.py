@@ -12,6 +12,7 @@ from torch import Tensor
 
 from advtrain import functional
 from advtrain.ranges import Count, NonNegative, Range, require
+from advtrain.sharing import whole
 from advtrain.types import Classifier, Gain, Objective
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -115,9 +116,9 @@ def _guided(
         clean = model(x)
 
     def shared(logits: Tensor, clean: Tensor) -> Tensor:
-        apart = logits - clean
+        apart = whole(logits - clean)
         finite = torch.isfinite(apart).all(1, keepdim=True)
-        return distance(apart.where(finite, 0.0)) / max(len(x), 1)
+        return distance(apart.where(finite, 0.0)) / max(len(apart), 1)
 
     return away_from(clean, distance=shared, weight=weight)(model, x, y)
 

@@ -23,6 +23,7 @@ from advtrain.attacks.best import Best, Watched
 from advtrain.attacks.guard import guarded
 from advtrain.attacks.objectives import cross_entropy
 from advtrain.attacks.objectives import targeted as descending
+from advtrain.draws import normal
 from advtrain.ranges import Count, NonNegative, Range, Unit, require
 from advtrain.types import Classifier, Gain, Objective, Start, Threat
 
@@ -68,7 +69,7 @@ def rfgsm(
     """
     require("noise_share", noise_share, Range(0, 1))
     project = threat.around(x)
-    noise = threat.steepest(torch.empty_like(x).normal_(generator=generator))
+    noise = threat.steepest(normal(x, generator))
     x_adv = project(step(x, noise, noise_share * threat.eps))
     gain = (descending(objective) if targeted else objective)(model, x, y)
     _, gradient = evaluate(gain, x_adv)

@@ -4,9 +4,9 @@ An attack projects what it gets, so a start need not lie in the set. Published a
 theirs: uniform (Madry et al. 2018), Gaussian of 0.001 (TRADES), corners of a cube (GAT, NuAT).
 """
 
-import torch
 from torch import Generator, Tensor
 
+from advtrain import draws
 from advtrain.draws import signs
 from advtrain.ranges import Eps, NonNegative
 from advtrain.types import Start, Threat
@@ -26,7 +26,7 @@ def normal(*, std: NonNegative) -> Start:
     """Gaussian noise of standard deviation `std` on each pixel."""
 
     def start(x: Tensor, threat: Threat, generator: Generator | None = None) -> Tensor:
-        return torch.empty_like(x).normal_(0, std, generator=generator).add_(x)
+        return draws.normal(x, generator, std=std).add_(x)
 
     return start
 

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from advtrain.attacks.pgd import step
 from advtrain.defenses.base import Defense, accuracy
+from advtrain.exchange import interleaved, of_all
 from advtrain.ranges import Positive
 from advtrain.threat import Ball
 from advtrain.types import Logs, Moment, Threat
+from advtrain.world import share
 
 
 class Warm(NamedTuple):
@@ -81,10 +83,11 @@ class Free(Defense):
     def state_dict(self) -> dict[str, Any]:
         """The perturbation after its pending ascent: spent now or at the next batch, the same."""
         self.ascend()
-        return {"delta": self.delta}
+        return {"delta": None if self.delta is None else interleaved(of_all(self.delta.cpu))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.delta, self.shown = state["delta"], None
+        delta, self.shown = state["delta"], None
+        self.delta = None if delta is None else delta[share(len(delta))].clone()
 
 
 def boxed(z: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advtrain.defenses.base import Defense, Pair, accuracy, require_guided, warmed
 from advtrain.functional import cross_entropy
+from advtrain.models.batch_norm import used
 from advtrain.ranges import NonNegative, Unit
 from advtrain.types import Logs, Moment, Objective, Start, TrainingAttack
 
@@ -80,10 +81,7 @@ def noting(model: nn.Module) -> Iterator[Statistics]:
     def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(layer, _BatchNorm)
         (x,) = inputs
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        others = [i for i in range(x.ndim) if i != 1]
-        variance, mean = torch.var_mean(wide, others, correction=0)
-        noted[layer].append((mean, variance))
+        noted[layer].append(used(layer, x))
 
     hooks = [layer.register_forward_pre_hook(note) for layer in noted]
     try:

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from advtrain.defenses.guided import SingleStep
 from advtrain.norms import nuclear_norm
+from advtrain.sharing import whole
 
 
 def nuclear(adv: Tensor, clean: Tensor) -> Tensor:
-    """||adv - clean||_* / B of logits (B, K): one number for the batch."""
-    return nuclear_norm(adv - clean) / len(adv)
+    """||adv - clean||_* / B of logits (B, K): one number for the batch, on all processes."""
+    apart = whole(adv - clean)
+    return nuclear_norm(apart) / len(apart)
 
 
 @dataclass

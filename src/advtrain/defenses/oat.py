@@ -23,11 +23,19 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from advtrain.conditions import UNIT, Condition, Conditional, drawn, require_conditional
+from advtrain.conditions import (
+    UNIT,
+    Condition,
+    Conditional,
+    drawn,
+    require_conditional,
+    zeros_of_all,
+)
 from advtrain.defenses.base import Defense, accuracy, warmed
 from advtrain.functional import cross_entropy
 from advtrain.models.views import at
 from advtrain.ranges import Unit, require
+from advtrain.sharing import behind
 from advtrain.types import Logs, Moment, TrainingAttack, View
 
 
@@ -74,7 +82,8 @@ class Oat(Defense):
         x_adv = x[zeros:]
         if zeros < len(x):
             classifier = partial(model, condition=condition.rest())
-            x_adv = warmed(self.attack, self.warmup, now)(classifier, x_adv, y[zeros:])
+            with behind(zeros_of_all(model, len(x), self.zero_share)):
+                x_adv = warmed(self.attack, self.warmup, now)(classifier, x_adv, y[zeros:])
         return Conditioned(x, x_adv, y, condition)
 
     def loss(self, model: nn.Module, parcel: Conditioned) -> tuple[Tensor, Logs]:

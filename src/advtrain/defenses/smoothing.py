@@ -28,6 +28,7 @@ from advtrain.attacks.noise import Noise
 from advtrain.attacks.objectives import cross_entropy
 from advtrain.defenses.base import Defense, require_guided, warmed
 from advtrain.defenses.copies import Smooth, Term, of_copies, share_right
+from advtrain.draws import normal
 from advtrain.ranges import Count, Positive, Range, Unit, require
 from advtrain.types import Attack, Logs, Moment, TrainingAttack
 
@@ -73,7 +74,7 @@ class Smoothing(Defense):
         return {self.judged_by: Noise(self.sigma)}
 
     def craft(self, model: nn.Module, x: Tensor, y: Tensor, now: Moment) -> Noisy:
-        noise = x.new_empty((self.draws, *x.shape)).normal_(0, self.sigma)
+        noise = normal(x.new_empty((self.draws, *x.shape)), std=self.sigma, dim=1)
         if self.attack is not None:
             attack = warmed(self.attack, self.warmup, now)
             smooth = Smooth(model, noise)

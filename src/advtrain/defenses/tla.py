@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.defenses.base import Defense, accuracy, warmed
+from advtrain.draws import uniform
 from advtrain.models.network import Network
 from advtrain.ranges import NonNegative, Unit
 from advtrain.types import Logs, Moment, TrainingAttack
@@ -74,7 +75,7 @@ class Tla(Defense):
         self.requires(model)
         x_adv = warmed(self.attack, self.warmup, now)(model, x, y)
         if self.noise:
-            x = torch.empty_like(x).uniform_(-self.noise, self.noise).add_(x).clamp_(0, 1)
+            x = uniform(x, -self.noise, self.noise).add_(x).clamp_(0, 1)
         with torch.no_grad():
             similar = directions(model.features(x_adv)) @ directions(model.features(x)).T
         same = y.unsqueeze(1) == y
@@ -83,7 +84,7 @@ class Tla(Defense):
             x,
             x_adv,
             y,
-            alike=torch.rand_like(similar).masked_fill(~other, -1.0).argmax(1),
+            alike=uniform(similar, 0, 1).masked_fill(~other, -1.0).argmax(1),
             unlike=similar.masked_fill(same, -torch.inf).argmax(1),
             paired=other.any(1).to(similar.dtype),
             opposed=(~same).any(1).to(similar.dtype),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from advtrain.exchange import summed
 from advtrain.modes import frozen_statistics
 from advtrain.ranges import NonNegative, Positive
 from advtrain.types import Descent, Evaluate, Logs, Moment
@@ -53,7 +54,7 @@ class Awp:
         weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad]
         with frozen_statistics(model):
             loss, _ = evaluate()
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients = summed(torch.autograd.grad(loss, weights, allow_unused=True), weights)
         used = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
         values = [w.detach() for w, _ in used]
         before = [value.clone() for value in values]

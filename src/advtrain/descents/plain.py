@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from advtrain.exchange import sum_gradients
 from advtrain.ranges import Positive
 from advtrain.types import Evaluate, Logs, Moment
 
@@ -25,6 +26,7 @@ class Plain:
         optimizer.zero_grad()
         loss, logs = evaluate()
         loss.backward()
+        sum_gradients(model.parameters())
         if self.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(model.parameters(), self.clip_norm)
             logs = {**logs, "grad_norm": norm.detach()}
