@@ -43,6 +43,13 @@ def test_where_clean_accuracy_falls_too_it_is_divergence():
     assert message is not None and "diverged in epoch 2" in message
 
 
+def test_clean_accuracy_that_is_lost_is_divergence_though_there_was_no_robustness_to_lose():
+    message = alarm(reports((0.9, 0.02), (0.96, 0.003), (0.1, 0.1)))
+    assert message is not None
+    assert "diverged in epoch 3" in message and "clean accuracy 96.0 % and 10.0 %" in message
+    assert alarm(reports((0.9, 0.02), (0.96, 0.003), (0.46, 0.02))) is None  # half, by chance
+
+
 @pytest.mark.parametrize(
     ("pairs", "images"),
     [

@@ -26,7 +26,9 @@ class Watchdog:
 
     A fall of adversarial accuracy by more than `drop`, or half of it where that is less, and by
     more than `CERTAIN` standard errors, below the best epoch is collapse; where clean accuracy
-    falls as far, too, divergence. A method that does not aim at robustness can only diverge.
+    falls as far, too, divergence; and so it is where clean accuracy is clearly below half of its
+    best, however little robustness there was to lose. A method that does not aim at robustness can
+    only diverge.
     Epochs with less than half of the best clean accuracy are no measure: a network at chance gives
     one class whatever is done to its images, and loses that robustness by learning.
     `action`: `warn` says so and trains on; `stop` ends training, the checkpoint of the best epoch
@@ -58,16 +60,21 @@ class Watchdog:
         if len(judged) < 2 or not images or judged[-1] is not reports[-1]:
             return None
         *before, now = judged
-        learnt = max(report[CLEAN] for report in judged) / 2
-        before = [report for report in before if report[CLEAN] >= learnt]
+        peak = max(judged, key=lambda report: report[CLEAN])
+        before = [report for report in before if report[CLEAN] >= peak[CLEAN] / 2]
         if not before:
             return None
         best = max(before, key=lambda report: report[judged_by])
         high, low = best[judged_by], now[judged_by]
         least = max(min(self.drop, high / 2), CERTAIN * _error(high, low, images))
+        chance = CERTAIN * _error(peak[CLEAN], now[CLEAN], images)
+        lost = peak[CLEAN] / 2 - now[CLEAN] > chance
         if high - low <= least:
-            return None
-        diverged = best[CLEAN] - now[CLEAN] > least
+            if not lost:
+                return None
+            best = peak
+            high = best[judged_by]
+        diverged = lost or best[CLEAN] - now[CLEAN] > least
         robust = (
             f"{AIMS.get(judged_by, judged_by)} {100 * high:.1f} % in epoch {best['epoch']:.0f} and "
             f"{100 * low:.1f} % now, "

@@ -172,6 +172,14 @@ def columns(line: str, count: int) -> list[str]:
     return found
 
 
+def integer(word: str) -> int:
+    """An integer as it is written. ValueError: it is none."""
+    try:
+        return int(word)
+    except ValueError as error:
+        raise ValueError(f"{word[:20]!r} is no integer") from error
+
+
 def clock(duration: float) -> str:
     """Seconds as H:MM:SS.ffffff; hours may exceed 24."""
     microseconds = round(duration * 1e6)

@@ -13,7 +13,7 @@ from math import isfinite
 from pathlib import Path
 
 from advtrain.certification import lines
-from advtrain.certification.lines import Format, clock, columns, seconds
+from advtrain.certification.lines import Format, clock, columns, integer, seconds
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime"
 PREDICT_HEADER = "idx\tlabel\tpredict\tcorrect\ttime"
@@ -84,7 +84,7 @@ def repair(path: Path) -> Log:
 def parse(line: str) -> Certificate:
     """The certificate of one line without its newline. ValueError says what is wrong with it."""
     told = columns(line, 6)
-    index, label, prediction, correct = (int(told[i]) for i in (0, 1, 2, 4))
+    index, label, prediction, correct = (integer(told[i]) for i in (0, 1, 2, 4))
     radius = float(told[3])
     certificate = Certificate(index, label, prediction, radius, seconds(told[5]))
     require_classes(index, label, prediction)

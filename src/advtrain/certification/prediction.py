@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from advtrain.certification.lines import Format, clock, columns, seconds
+from advtrain.certification.lines import Format, clock, columns, integer, seconds
 from advtrain.certification.log import PREDICT_HEADER, require_classes, require_correct
 from advtrain.ranges import Count, Positive, Probability
 
@@ -72,7 +72,7 @@ class Prediction:
 def parse(line: str) -> Prediction:
     """The prediction of one line without its newline. ValueError says what is wrong with it."""
     told = columns(line, 5)
-    index, label, prediction, correct = (int(each) for each in told[:4])
+    index, label, prediction, correct = (integer(each) for each in told[:4])
     require_classes(index, label, prediction)
     require_correct(correct, label, prediction)
     return Prediction(index, label, prediction, seconds(told[4]))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from advtrain.certification.bounds import rank_p_value
-from advtrain.certification.lines import Format, clock, columns, seconds
+from advtrain.certification.lines import Format, clock, columns, integer, seconds
 from advtrain.certification.log import cut, require_classes
 from advtrain.certification.smoothing import Smoothed
 from advtrain.types import Attack, Classifier
@@ -71,7 +71,7 @@ class Attempt:
 def parse(line: str) -> Attempt:
     """The attempt of one line without its newline. ValueError says what is wrong with it."""
     told = columns(line, 8)
-    index, label, prediction, answer = (int(told[i]) for i in (0, 1, 2, 5))
+    index, label, prediction, answer = (integer(told[i]) for i in (0, 1, 2, 5))
     radius, distance, p_value = (float(told[i]) for i in (3, 4, 6))
     require_classes(index, label, prediction)
     if prediction < 0 or answer < -1 or not 0 <= p_value <= 1:
