@@ -21,7 +21,7 @@ from advtrain.attacks.apgd import apgd
 from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.mim import mim
 from advtrain.attacks.pgd import fgsm, pgd
-from advtrain.attacks.square import square
+from advtrain.attacks.square import SPAN, square
 from advtrain.threat import L1, L2, Ball, Linf
 from advtrain.types import Attack
 
@@ -39,7 +39,7 @@ def within(threat: Ball) -> Iterator[tuple[str, Attack]]:
         yield "MIM", partial(mim, threat=threat, decay=1.0, **steps)
         yield "GAMA-PGD", partial(gama_pgd, threat=threat, steps=100)
         yield "GAMA-FW", partial(gama_fw, threat=threat, steps=100)
-        yield "Square", partial(square, threat=threat, queries=5000)
+        yield "Square", partial(square, threat=threat, queries=5000, schedule=SPAN)
     for loss in ("ce", "dlr", "dlr_targeted"):
         yield f"APGD, {loss}", partial(apgd, threat=threat, steps=100, loss=loss, targets=1)
 

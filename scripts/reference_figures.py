@@ -23,7 +23,7 @@ from advtrain.attacks.apgd import apgd
 from advtrain.attacks.autoattack import AutoAttack
 from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.pgd import pgd
-from advtrain.attacks.square import square
+from advtrain.attacks.square import SPAN, square
 from advtrain.inference import swift
 from advtrain.threat import L2, Linf
 from advtrain.types import Attack
@@ -78,7 +78,7 @@ def attacks() -> Iterator[Row]:
     yield Row("APGD-CE", "100 steps", "84.5 to 85.0", 1000, climb)
     yield Row("APGD-DLR", "100 steps", "84.7 to 85.4", 1000, partial(climb, loss="dlr"))
     yield Row("APGD-T", "100 steps, 9 targets", "83.8", 1000, partial(climb, loss="dlr_targeted"))
-    search = partial(square, queries=1000)
+    search = partial(square, queries=1000, schedule=SPAN)
     yield Row("Square", "1,000 queries", "86.7", 200, partial(search, threat=BALL))
     yield Row("Square", "1,000 queries, l2 2.0", "38.8", 200, partial(search, threat=LONG))
 

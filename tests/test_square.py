@@ -313,11 +313,30 @@ def test_robust_accuracies_are_those_of_the_authors_code(
     so that squares reach the last row and column; without, it leaves 0.830, 0.424, 0.759, 0.325.
     """
     found = [
-        square(digits.model, digits.x, digits.y, threat=threat, queries=200, generator=draws)
+        square(
+            digits.model,
+            digits.x,
+            digits.y,
+            threat=threat,
+            queries=200,
+            schedule=10_000,
+            generator=draws,
+        )
         for draws in map(generator, range(3))
     ]
     mean = sum(accuracy(digits.model, x_adv, digits.y) for x_adv in found) / 3
     assert mean == pytest.approx(published, abs=0.03)
+
+
+def test_few_queries_gain_by_a_table_that_is_stretched_to_them(digits: Digits) -> None:
+    """Of a robust digits network at eps 0.15, 500 queries: 79.2 % are left, 85.6 % as AutoAttack
+    has it; the authors' code with resc_schedule=True leaves 79.4, torchattacks 79.4 and 80.8."""
+    attack = partial(square, threat=Linf(0.1), queries=200, generator=generator())
+    left = [
+        accuracy(digits.model, attack(digits.model, digits.x, digits.y, **table), digits.y)
+        for table in ({}, {"schedule": 200}, {"schedule": 10_000})
+    ]
+    assert left[0] <= left[2] - 0.05 and left[1] <= left[2] - 0.05
 
 
 @every_threat

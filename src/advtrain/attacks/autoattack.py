@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.fab import fab
-from advtrain.attacks.square import square
+from advtrain.attacks.square import SPAN, square
 from advtrain.attacks.worst_of import worst_of
 from advtrain.inference import swift
 from advtrain.ranges import Count, Range, require
@@ -70,6 +70,7 @@ class AutoAttack:
         """The attacks by name, in order, against a model of `classes` classes."""
         climb = partial(apgd, threat=self.threat, steps=self.steps)
         cut = partial(fab, threat=self.threat, steps=self.steps)
+        search = partial(square, threat=self.threat)
         known: dict[str, Attack] = {
             "apgd_ce": partial(climb, loss="ce", restarts=1),
             "apgd_ce_5": partial(climb, loss="ce", restarts=5),
@@ -80,7 +81,7 @@ class AutoAttack:
             "apgd_t": partial(climb, loss="dlr_targeted", targets=TARGETS),
             "fab_5": partial(cut, targets=None, restarts=5),
             "fab_t": partial(cut, targets=TARGETS),
-            "square": partial(square, threat=self.threat, queries=self.queries),
+            "square": partial(search, queries=self.queries, schedule=SPAN),
         }
         fitting = _fitting(MEMBERS[self.version], classes)
         return {name.removesuffix("_5").removesuffix("_eot"): known[name] for name in fitting}

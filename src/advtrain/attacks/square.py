@@ -3,8 +3,9 @@
 A random search that reads logits alone, so it finds what masked gradients hide. A query changes
 a square of the perturbation, and examples keep the change if it raises their margin. The share of
 pixels in the square, p, falls with the number of queries by the paper's table for 10,000 of them,
-whatever `queries` is, as in AutoAttack. Also as there, the square of a query, and for l-infinity
-its signs, serve the whole batch; the paper draws them per image.
+stretched to `queries` as in the paper; AutoAttack leaves it as it is (`schedule`). As there, the
+square of a query, and for l-infinity its signs, serve the whole batch; the paper draws them per
+image.
 
 l-infinity (alg. 2): from vertical stripes of +-eps, the square goes to an end of the ball, with
 one sign per channel. l2 (alg. 3): from a tiling with bumps, a window takes over the mass of
@@ -18,7 +19,7 @@ whole perturbation to eps after each move; the move alone leads there, so only w
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from types import EllipsisType
@@ -35,6 +36,7 @@ from advtrain.draws import signs
 from advtrain.ranges import Count, Range, Unit, require
 from advtrain.types import Classifier, Threat
 
+SPAN = 10_000  # queries of the paper's table
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # the last query before p is halved
 TILES = 5  # along the shorter side of an image, at the start for l2
 TINY = 1e-12  # a length that is 0
@@ -74,9 +76,13 @@ def square(
     p_init: Unit = 0.8,
     restarts: Count = 1,
     targeted: bool = False,
+    schedule: Count | None = None,
     generator: Generator | None = None,
 ) -> Tensor:
     """`queries` proposals from a random start, one forward pass each; x is (N, C, H, W).
+
+    `schedule`: how many queries the fall of p is laid out for, None: `queries`; 10,000 leaves the
+    paper's table as it is. Fewer queries than that end in squares that are too large.
 
     Examples that are fooled already stay as they are. Each other keeps the first point that fools,
     else the one of the highest margin; only those that stand are tried again, `restarts` runs in
@@ -86,12 +92,14 @@ def square(
     """
     require("queries", queries, Range(1))
     require("restarts", restarts, Range(1))
+    require("schedule", schedule if schedule is not None else queries, Range(1))
     require("p_init", p_init, Range(0, 1))
     _check(x, threat)
     x_adv = x.clone()
     if not len(x):
         return x_adv
     plan = _squares if threat.norm == "linf" else _bumps
+    table = [i * SPAN // (schedule or queries) for i in range(queries)]
     # In full precision if targeted, for `confirmed` knows labels to leave only.
     with torch.no_grad(), exact(model) if targeted else nullcontext():
         logits = model(x)
@@ -104,7 +112,7 @@ def square(
                 break
             start = _start(x[rows], threat, generator)
             state = _begin(start, x[rows], y[rows], logits)
-            propose = plan(state.x, threat, p_init, queries, generator)
+            propose = plan(state.x, threat, p_init, table, generator)
             query = partial(_query, model, targeted, propose)
             found = advance(model, state, queries + 1, query, drop=separable(model))
             if restarts > 1:
@@ -169,16 +177,17 @@ def _start(x: Tensor, threat: Threat, generator: Generator | None) -> Tensor:
 
 
 def _squares(
-    x: Tensor, threat: Threat, p_init: float, queries: int, generator: Generator | None
+    x: Tensor, threat: Threat, p_init: float, table: Sequence[int], generator: Generator | None
 ) -> Propose:
     """Squares for l-infinity. 2 eps towards a sign, cut to the ball, is the end of the ball."""
     height, width = x.shape[2:]
-    places = torch.rand(queries, 2, generator=generator, device=x.device).tolist()
-    ends = signs(x.new_empty(queries, x.shape[1], 1, 1), generator)
+    places = torch.rand(len(table), 2, generator=generator, device=x.device).tolist()
+    ends = signs(x.new_empty(len(table), x.shape[1], 1, 1), generator)
     moves = ends.mul_(threat.eps).unbind()
 
     def propose(state: State, i: int) -> list[Change]:
-        window = _window(height, width, _side(height, width, p_init, i, odd=False), *places[i])
+        side = _side(height, width, p_init, table[i], odd=False)
+        window = _window(height, width, side, *places[i])
         part, before = _change(state, window)
         torch.add(state.x[window], moves[i], out=part).clamp_(threat.low, threat.high)
         return [(part, before)]
@@ -201,13 +210,13 @@ def _tiles(x: Tensor, generator: Generator | None) -> Tensor:
 
 
 def _bumps(
-    x: Tensor, threat: Threat, p_init: float, queries: int, generator: Generator | None
+    x: Tensor, threat: Threat, p_init: float, table: Sequence[int], generator: Generator | None
 ) -> Propose:
     """Windows for l2: the first takes the mass of both, and what the box has cut from eps."""
     channels, height, width = x.shape[1:]
-    sides = [_side(height, width, p_init, i, odd=True) for i in range(queries)]
+    sides = [_side(height, width, p_init, i, odd=True) for i in table]
     pairs = {side: _pairs(side).to(x) for side in set(sides)}
-    draws = torch.rand(queries, 5, generator=generator, device=x.device).tolist()
+    draws = torch.rand(len(table), 5, generator=generator, device=x.device).tolist()
 
     def propose(state: State, i: int) -> list[Change]:
         side, (*places, lying) = sides[i], draws[i]
@@ -247,7 +256,7 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 def _side(height: int, width: int, p_init: float, i: int, *, odd: bool) -> int:
-    """Side of a square that covers the share p of an image at query `i`; `odd` where it fits."""
+    """Side of a square that covers p of an image at query `i` of SPAN; `odd` where it fits."""
     side = max(round(math.sqrt(p_init / 2 ** bisect_left(HALVINGS, i) * height * width)), 1)
     return min(max(side, 3) // 2 * 2 + 1 if odd else side, height, width)
 
