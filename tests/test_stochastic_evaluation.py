@@ -22,7 +22,7 @@ VOTE = MEAN.replace("mean_of", "majority")
 
 @pytest.fixture(autouse=True)
 def _switches(monkeypatch):
-    monkeypatch.setattr(views, "_switches", lambda: SWITCHES)
+    monkeypatch.setattr(views, "lwta", SWITCHES)
 
 
 def evaluation(directory, *overrides, of=Scores):
@@ -44,7 +44,7 @@ def said(found, check):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "_switches", lambda: SWITCHES)
+        patch.setattr(views, "lwta", SWITCHES)
         directory = tmp_path_factory.mktemp("stochastic")
         status, found = evaluation(directory, "eval=stochastic", *SMALL)
     assert status["state"] == "done", status["error"]
