@@ -65,7 +65,7 @@ def _plus(value: Any, other: Any) -> Any:
 
 def _lambdas(values: Any, widths: Any = None) -> DictConfig:
     """Views by name; `views.at` refuses what is no lambda or width."""
-    pairs = [(lam, width) for width in _listed(widths) for lam in _listed(values)]
+    pairs = [(lam, width) for width in _listed(widths) or [None] for lam in _listed(values)]
     return DictConfig(dict(_at(*pair) for pair in pairs))
 
 

@@ -88,7 +88,7 @@ def smoothed(
     return SoftSmoothed(model, sigma, draws, seed)
 
 
-def at(network: nn.Module, *, lam: Unit, width: Unit | None = None) -> nn.Module:
+def at(network: nn.Module, *, lam: Unit, width: float | None = None) -> nn.Module:
     """A conditional network (Once-for-all) at `lam`, 0 for standard to 1 for robust accuracy.
 
     Any lambda in [0, 1] will do, also between those of the training. `width`: one of those of a
