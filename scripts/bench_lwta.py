@@ -57,6 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--threads", type=int, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
     form.add_argument("--device", default="cpu")
+    form.add_argument("--compile", action="store_true", help="both networks, by torch.compile")
     form.add_argument("--channels-last", action="store_true", help="weights and images so")
     form.add_argument("--markdown", action="store_true")
     options = form.parse_args(arguments)
@@ -79,6 +80,8 @@ def measure(name: str, options: argparse.Namespace) -> list[list[str]]:
         network.to(options.device)
         if options.channels_last:
             network.to(memory_format=torch.channels_last)
+        if options.compile:
+            network.compile()
     rows = []
     for what, run in PASSES.items():
         for network in networks.values():

@@ -19,6 +19,7 @@ OPTIONS = [
 NEEDS = {
     ("model", "custom"): ["model.factory=advtrain.models.small.small_cnn"],
     ("eval", "transfer"): ["eval.attacks.transfer.source.checkpoint=another"],
+    ("eval", "stochastic_transfer"): ["eval.attacks.transfer.source.checkpoint=another"],
 }
 MODELS = {"linear_exact": "linear", "lwta": "lwta_cnn", "oat": "oat_small_cnn"}
 """Of methods that ask for one."""

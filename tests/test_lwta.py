@@ -366,3 +366,22 @@ def test_through_the_temperature_of_training_an_attack_finds_what_the_other_hide
             loss = F.cross_entropy(model(leaf), y)
             norms[tau] = torch.autograd.grad(loss, leaf)[0].ne(0).float().mean().item()
     assert norms["train"] > 0.95 and norms["train"] >= norms["test"]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_compiled_networks_are_one_graph_and_draw_what_plain_ones_draw(train):
+    model = network(shape=(1, 8, 8)).train(train)
+    x = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+
+    def seen(call: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(2)
+        with temperature(model, 0.5):
+            logits = call(leaf)
+        (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), leaf)
+        with torch.no_grad(), noise_free(model):
+            return logits.detach(), gradient, call(x)
+
+    compiled = torch.compile(model, backend="aot_eager_decomp_partition", fullgraph=True)
+    for found, expected in zip(seen(compiled), seen(model), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

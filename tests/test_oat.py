@@ -42,14 +42,14 @@ def batch(size: int = 12) -> tuple[Tensor, Tensor]:
     return torch.rand((size, 1, 8, 8), generator=draws), torch.arange(size) % 10
 
 
-def craft(method: Oat, model: nn.Module, x: Tensor, y: Tensor) -> Conditioned:
+def craft(method: Oat, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Conditioned, ...]:
     with crafting(model, method.craft_mode):
         return method.craft(model, x, y, NOW)
 
 
 def test_the_loss_weighs_both_terms_by_the_lambda_of_each_image():
     model, (x, y) = small().eval(), batch()
-    parcel = craft(Oat(ATTACK, [1]), model, x, y)
+    (parcel,) = craft(Oat(ATTACK, [1]), model, x, y)
     assert parcel.condition.zeros == 2 and len(parcel.x_adv) == 10
     expected = 0.0
     for row, lam in enumerate(parcel.condition.lambdas.tolist()):
@@ -58,7 +58,7 @@ def test_the_loss_weighs_both_terms_by_the_lambda_of_each_image():
         if row >= 2:
             x_adv = parcel.x_adv[row - 2 : row - 1]
             expected += lam * cross_entropy(view(x_adv), label).item() / 12
-    loss, logs = Oat(ATTACK, [1]).loss(model, parcel)
+    loss, logs = Oat(ATTACK, [1]).loss(model, (parcel,))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert logs.keys() == {"ce", "ce_adv", "acc", "acc_adv"}
 
@@ -66,7 +66,7 @@ def test_the_loss_weighs_both_terms_by_the_lambda_of_each_image():
 def test_each_image_is_attacked_at_its_own_lambda():
     model, (x, y) = small().eval(), batch()
     start = partial(pgd, threat=Linf(0.1), steps=2, step_size=0.05, start=lambda x, *a, **k: x)
-    parcel = craft(Oat(start, [1]), model, x, y)
+    (parcel,) = craft(Oat(start, [1]), model, x, y)
     for row, lam in enumerate(parcel.condition.lambdas.tolist()[2:]):
         here = slice(row + 2, row + 3)
         alone = start(at(model, lam=lam), x[here], y[here])
@@ -78,8 +78,8 @@ def test_each_image_is_attacked_at_its_own_lambda():
 def test_a_batch_of_hardly_more_than_the_zeros_is_trained_on(size):
     model, (x, y) = small().train(), batch(size)
     method = Oat(ATTACK, [1])
-    parcel = craft(method, model, x, y)
-    loss, logs = method.loss(model, parcel)
+    (parcel,) = craft(method, model, x, y)
+    loss, logs = method.loss(model, (parcel,))
     loss.backward()
     assert loss.isfinite() and len(parcel.x_adv) == size - 1
     assert ("ce_adv" in logs) == (size > 1)
@@ -87,8 +87,9 @@ def test_a_batch_of_hardly_more_than_the_zeros_is_trained_on(size):
 
 def test_a_share_of_zeros_may_be_given():
     model, (x, y) = small(), batch()
-    assert craft(Oat(ATTACK, [1], zero_share=0.5), model, x, y).condition.zeros == 6
-    everything = craft(Oat(ATTACK, [1], zero_share=1.0), model, x, y)
+    (half,) = craft(Oat(ATTACK, [1], zero_share=0.5), model, x, y)
+    assert half.condition.zeros == 6
+    (everything,) = craft(Oat(ATTACK, [1], zero_share=1.0), model, x, y)
     assert everything.condition.zeros == 12 and not len(everything.x_adv)
 
 
@@ -170,8 +171,8 @@ def test_loss_attack_and_updates_are_those_of_the_authors_on_shared_weights(monk
     )
     model.train()
     for expected, move in zip(LOSSES, MOVES, strict=True):
-        parcel = craft(method, model, x, y)
-        loss, _ = method.loss(model, parcel)
+        (parcel,) = craft(method, model, x, y)
+        loss, _ = method.loss(model, (parcel,))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

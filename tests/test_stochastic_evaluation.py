@@ -8,7 +8,10 @@ import torch
 from running import run
 from stochastic_cases import SWITCHES, Jittered, Plain, Scores
 
+from advtrain.evaluation import Outcome, Row, Stage
 from advtrain.models import views
+from advtrain.records import Verdicts
+from advtrain.results import looks, spread
 
 SIZE = 60
 SMALL = (
@@ -22,7 +25,7 @@ VOTE = MEAN.replace("mean_of", "majority")
 
 @pytest.fixture(autouse=True)
 def _switches(monkeypatch):
-    monkeypatch.setattr(views, "_switches", lambda: SWITCHES)
+    monkeypatch.setattr(views, "lwta", SWITCHES)
 
 
 def evaluation(directory, *overrides, of=Scores):
@@ -44,7 +47,7 @@ def said(found, check):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "_switches", lambda: SWITCHES)
+        patch.setattr(views, "lwta", SWITCHES)
         directory = tmp_path_factory.mktemp("stochastic")
         status, found = evaluation(directory, "eval=stochastic", *SMALL)
     assert status["state"] == "done", status["error"]
@@ -134,6 +137,56 @@ def test_tables_show_the_view_and_the_spread(whole):
     assert "draws=20" in table
     page = (directory / "out" / "report.html").read_text()
     assert "too high by" in page and "through noise_free" in page
+
+
+def test_rand_and_a_sweep_of_temperatures_are_a_word_away(tmp_path):
+    size = 20
+    status, found = evaluation(
+        *(tmp_path, "eval=stochastic_full", *SMALL, f"eval.size={size}", "eval.draws=5"),
+        "eval.attacks.rand.attack.steps=2",
+    )
+    assert status["state"] == "done", status["error"]
+    seen = rows(found)
+    rand, clean = seen["rand", "draws=20"], seen["clean", "draws=20"]
+    assert seen["at_tau_0_1", "draws=20"]["through"] == "at_temperature(tau=0.1)"
+    assert seen["at_tau_1", "draws=20"]["accuracy"] <= seen["naive", "draws=20"]["accuracy"]
+    assert (rand["version"], rand["through"]) == ("rand", "identity")
+    assert rand["accuracy"] < clean["accuracy"] and rand["draws"]["n"] == 5
+    attacked = [stage["n"] for stage in rand["stages"]]
+    judged = sum(attacked) * (20 + 5)  # by the mean, and by single draws
+    assert rand["forward_passes"] > judged and rand["stages"][0]["name"] == "apgd_ce"
+    assert {warning["row"] for warning in said(found, "stochastic")} == {"model", "naive"}
+
+
+def test_single_draws_of_a_combination_are_at_the_points_that_it_leaves():
+    def verdicts(at: tuple[int, ...], robust: str, *draws: str) -> Verdicts:
+        return Verdicts("k", at, robust, robust, 0, 0, 0, 0, 0.0, draws=draws)
+
+    stages = (
+        Stage("first", (verdicts((0, 1), "01", "10", "11"), verdicts((3,), "0", "0", "0"))),
+        Stage("second", (verdicts((1,), "1", "1", "0"),)),
+    )
+    row = Row("both", "k", None, {"first": None, "second": None}, draws=3)
+    found = Outcome(row, stages, (False, True, False, False))  # 2 was wrong without an attack
+    assert looks(found) == [(True, True), (True, False), (False, False), (False, False)]
+    told = spread(found)["draws"]
+    assert (told["n"], told["mean"], told["all"]) == (2, 0.375, 0.25)
+    assert told["sd"] == pytest.approx(sqrt(2) * 0.125)
+
+
+def test_examples_of_another_network_are_a_word_away(tmp_path):
+    torch.save({"state_dict": Plain().state_dict()}, tmp_path / "other.pt")
+    status, found = evaluation(
+        *(tmp_path, "eval=stochastic_transfer", *SMALL, "eval.size=20"),
+        f"eval.attacks.transfer.source.checkpoint={tmp_path / 'other.pt'}",
+        "eval.attacks.transfer.source.model={_target_: advtrain.models.custom.custom, "
+        "_partial_: true, factory: stochastic_cases.Plain, arguments: {}}",
+        *("packages=[stochastic_cases]", "~eval.attacks.square", "eval.attacks.eot.view.draws=2"),
+    )
+    assert status["state"] == "done", status["error"]
+    seen = rows(found)
+    assert seen["transfer", "draws=20"]["accuracy"] < seen["naive", "draws=20"]["accuracy"]
+    assert "transfer" in found["single_draw"][0]["adaptive"]["rows"]
 
 
 def test_a_network_that_draws_nothing_is_told_so_and_spared(tmp_path):

@@ -44,7 +44,7 @@ ATTACKS = {
 
 @pytest.fixture(autouse=True)
 def _switches(monkeypatch):
-    monkeypatch.setattr(views, "_switches", lambda: SWITCHES)
+    monkeypatch.setattr(views, "lwta", SWITCHES)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

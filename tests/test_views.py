@@ -22,7 +22,7 @@ VIEWS = (mean_of, majority)
 
 @pytest.fixture(autouse=True)
 def _seeded(monkeypatch):
-    monkeypatch.setattr(views, "_switches", lambda: SWITCHES)
+    monkeypatch.setattr(views, "lwta", SWITCHES)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from advtrain.conditions import Conditional, in_turn
+from advtrain.conditions import Conditional, by_width, in_turn
 from advtrain.ranges import Count, Decay, Unit
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -141,7 +141,7 @@ def recalibrate(model: nn.Module, batches: Batches) -> None:
 
     Weights and mode stay. The images are taken as they come: clean ones, where the statistics of
     adversarial training are partly of adversarial images. A conditional network sees each batch
-    with the lambdas of its training.
+    with the lambdas of its training, and a slimmable one at all its widths.
     """
     update_bn(batches, InTurn(model) if isinstance(model, Conditional) else model)
 
@@ -156,7 +156,10 @@ class InTurn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self.network, Conditional)
-        return self.network(x, in_turn(self.network, len(x)))
+        condition = in_turn(self.network, len(x))
+        for each in by_width(self.network).values():
+            logits = each(x, condition)
+        return logits
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ how many they are is a number of the host: every split by it is a slice, with no
 """
 
 from math import ceil
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,35 @@ class Conditional(Protocol):
     `lambdas`: those that it is trained at, ascending. `values`: the same on its device, (L,).
     """
 
-    lambdas: tuple[float, ...]
-    values: Tensor
+    @property
+    def lambdas(self) -> tuple[float, ...]: ...
+
+    @property
+    def values(self) -> Tensor: ...
 
     def __call__(self, x: Tensor, condition: Condition) -> Tensor: ...
+
+
+@runtime_checkable
+class Slimmable(Protocol):
+    """A conditional network that is several: one at each of its `widths`, ascending to 1."""
+
+    @property
+    def widths(self) -> tuple[float, ...]: ...
+
+    def at_width(self, width: float) -> Any:
+        """The one of that width, as a module. ValueError: there is none."""
+
+
+def by_width(network: Conditional) -> dict[str, Conditional]:
+    """The networks that are trained, by what the names of their logs end in: one for each width of
+    a slimmable network, `[width=0.5]` and, the full one last, nothing; else the network itself."""
+    if not isinstance(network, Slimmable):
+        return {"": network}
+    return {
+        "" if width == 1 else f"[width={width:g}]": network.at_width(width)
+        for width in network.widths
+    }
 
 
 def alike(lam: float, x: Tensor) -> Condition:

@@ -160,8 +160,8 @@ def evaluate(
     first example), so that each batch comes out the same alone. `show` sees the first batch of a
     row that is no combination, unless that was in the log. Several processes divide the batches,
     and all know all verdicts. `stop` is called before each batch, or before all have one, and may
-    raise; `watch` gets the number of examples that are dealt with. Where a row is no
-    combination, `looks` single draws of the network are asked about its proposals besides.
+    raise; `watch` gets the number of examples that are dealt with. `looks` single draws of the
+    network are asked about the proposals besides.
     ValueError: the attack refuses the network or the images, or the network raises an error.
     """
     standing, stages = list(clean), []
@@ -190,7 +190,7 @@ def evaluate(
                     at=at,
                     clean=right,
                     show=show if at[0] == 0 and not row.members else None,
-                    looks=0 if row.members else looks,
+                    looks=looks,
                 )
 
         fresh = divided([at for at in batches if log.find(key, at) is None], judged, stop)

@@ -15,7 +15,7 @@ from typing import Any
 
 from advtrain.evaluation import Outcome, Row
 from advtrain.kinds import BLACK_BOX
-from advtrain.results import arguments, attack_name, spread, unwrapped
+from advtrain.results import arguments, attack_name, looks, spread, unwrapped
 from advtrain.types import Corruption
 
 SURE = 1.96  # standard errors on each side of an interval of 95 %
@@ -43,7 +43,7 @@ def _crafted(row: Row) -> str:
 def _judged(outcome: Outcome) -> str:
     if outcome.row.draws > 1:
         return ""
-    found = spread(_verdicts(outcome)).get("draws")
+    found = spread(outcome).get("draws")
     rest = ""
     if found is not None and found["sd"] is not None:
         rest = (
@@ -84,11 +84,11 @@ def overstatement(outcomes: Sequence[Outcome], naive: str) -> dict[str, Any] | N
     if row is None or clean is None or row.row.threat is None or row.row.draws == 1:
         return None
     alike = [each for each in outcomes if _ball(each.row) == _ball(row.row)]
-    single, unharmed = (spread(_verdicts(each)).get("draws") for each in (row, clean))
+    single, unharmed = (spread(each).get("draws") for each in (row, clean))
     if len(alike) < 2 or single is None or unharmed is None:
         return None
     stands = [all(bits) for bits in zip(*(each.standing for each in alike), strict=True)]
-    shares = _shares(row)
+    shares = [fmean(bits) for bits in looks(row)]
     apart = [share - stand for share, stand in zip(shares, stands, strict=True)]
     n, mean = len(apart), fmean(apart)
     error = SURE * stdev(apart) / sqrt(n) if n > 1 else 1.0
@@ -139,15 +139,3 @@ def _points(sd: float | None) -> str:
 
 def _ball(row: Row) -> tuple[str, float] | None:
     return (row.threat.norm, row.threat.eps) if row.threat is not None else None
-
-
-def _verdicts(outcome: Outcome) -> list[Any]:
-    return [each for stage in outcome.stages for each in stage.verdicts]
-
-
-def _shares(outcome: Outcome) -> list[float]:
-    """Of each example, the share of single draws that are right at its proposal."""
-    shares: list[float] = []
-    for each in _verdicts(outcome):
-        shares += [fmean(bit == "1" for bit in bits) for bits in zip(*each.draws, strict=True)]
-    return shares

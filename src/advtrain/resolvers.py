@@ -15,7 +15,8 @@ def register_resolvers() -> None:
     Of a list A its members, each at most B, and each once.
 
     `${times:A,B}` and `${plus:A,B}`: product and sum. `${pick:NAME,{A:1,B:2},C}`: what stands under
-    NAME, else C. `${lambdas:[0,0.2,1]}`: views of a conditional network, `lambda=0` and so on.
+    NAME, else C. `${lambdas:[0,0.2,1]}`: views of a conditional network, `lambda=0` and so on;
+    `${lambdas:[0,0.2,1],[0.5,1]}`: at each of these widths, `lambda=0,width=0.5` and so on.
     """
     OmegaConf.register_new_resolver("limit", _limit, replace=True)
     OmegaConf.register_new_resolver("step", _step, replace=True)
@@ -62,12 +63,19 @@ def _plus(value: Any, other: Any) -> Any:
     return value if None in numbers else numbers[0] + numbers[1]  # type: ignore[operator]
 
 
-def _lambdas(values: Any) -> DictConfig:
-    """Views by name; `views.at` refuses what is no lambda."""
-    listed = values if isinstance(values, list | ListConfig) else [values]
-    return DictConfig(
-        {f"lambda={value}": {"_target_": VIEW, "_partial_": True, "lam": value} for value in listed}
-    )
+def _lambdas(values: Any, widths: Any = None) -> DictConfig:
+    """Views by name; `views.at` refuses what is no lambda or width."""
+    pairs = [(lam, width) for width in _listed(widths) or [None] for lam in _listed(values)]
+    return DictConfig(dict(_at(*pair) for pair in pairs))
+
+
+def _at(lam: Any, width: Any) -> tuple[str, dict[str, Any]]:
+    name, view = f"lambda={lam}", {"_target_": VIEW, "_partial_": True, "lam": lam}
+    return (name, view) if width is None else (f"{name},width={width}", {**view, "width": width})
+
+
+def _listed(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, list | ListConfig) else [values]
 
 
 def number(value: Any) -> float | None:

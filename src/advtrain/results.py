@@ -123,7 +123,7 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
         "accuracy_at_proposals": raw / n,
         "n": n,
         "ci95": list(interval(hits, n)),
-        **spread(found),
+        **spread(outcome),
         **_totals(found),
         **({"stages": _stages(outcome)} if row.members else {}),
         "key": row.key,
@@ -132,21 +132,36 @@ def row_record(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def spread(found: Sequence[Verdicts]) -> dict[str, Any]:
+def spread(outcome: Outcome) -> dict[str, Any]:
     """`draws`: what single draws of a stochastic network say of the same proposals, or nothing.
 
-    n of them, fresh ones; mean and sample standard deviation of their accuracies, the attack alone
-    counted; and `all`, the share of examples on which all of them are right, which is what choosing
-    the worst of n looks leaves.
+    n of them, fresh ones; mean and sample standard deviation of their accuracies; and `all`, the
+    share of examples on which all of them are right, which is what choosing the worst of n looks
+    leaves. The attack alone counts, but in a combination, which leaves out examples that are wrong
+    without an attack: these count as wrong.
     """
-    count = min((len(each.draws) for each in found), default=0)
-    looks = [[bit == "1" for each in found for bit in each.draws[k]] for k in range(count)]
-    if not looks or not looks[0]:
+    each = looks(outcome)
+    if not each or not each[0]:
         return {}
-    shares = [fmean(look) for look in looks]
-    each = zip(*looks, strict=True)
-    told = {"n": len(looks), "mean": fmean(shares), "sd": stdev(shares) if len(looks) > 1 else None}
+    shares = [fmean(look) for look in zip(*each, strict=True)]
+    sd = stdev(shares) if len(shares) > 1 else None
+    told = {"n": len(shares), "mean": fmean(shares), "sd": sd}
     return {"draws": {**told, "all": fmean(map(all, each))}}
+
+
+def looks(outcome: Outcome) -> list[tuple[bool, ...]]:
+    """Of each example, whether the last proposal for it is right, single draw by single draw.
+
+    In a combination that is a proposal of the attack to which it fell. Empty tuples where a batch
+    has no draws, as lines of old.
+    """
+    found = [each for stage in outcome.stages for each in stage.verdicts]
+    count = min((len(each.draws) for each in found), default=0)
+    last = dict.fromkeys(range(len(outcome.standing)), (False,) * count)
+    for each in found:
+        for place, *bits in zip(each.at, *each.draws[:count], strict=True):
+            last[place] = tuple(bit == "1" for bit in bits)
+    return list(last.values())
 
 
 def confusion(found: Sequence[Verdicts]) -> dict[str, Any]:

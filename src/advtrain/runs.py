@@ -175,6 +175,7 @@ def make_model(
             raise ConfigError(str(error)) from error
     model = model.to(device)
     if config["compile"]:
+        torch._functorch.config.donated_buffer = False  # probes and FAB go back twice from one pass
         model.compile()
     return model
 

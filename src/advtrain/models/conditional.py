@@ -68,6 +68,7 @@ class DualNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.num_features = channels
         self.standard = nn.BatchNorm2d(channels)
         self.robust = nn.BatchNorm2d(channels)
 

@@ -162,6 +162,8 @@ def contest(blocks: Tensor, tau: float) -> Tensor:
 
 def duel(pairs: Tensor, tau: float) -> Tensor:
     """The same of pairs (B, N, 2, ...), by one logistic number each."""
+    if torch.compiler.is_compiling():
+        return traced(pairs, whole_logistic(pairs.select(2, 0).detach()), tau)
     noise = logistic(pairs.select(2, 0))
     if not (torch.is_grad_enabled() and pairs.requires_grad):
         return weighed(pairs, noise, tau)[0]
@@ -175,11 +177,22 @@ def logistic(like: Tensor) -> Tensor:
     log(u / (1 - u)) of the midpoints u of 65,536 intervals; four are cut from each 64 random bits.
     """
     count = like.numel()
-    if like.device.type == "cpu" and not torch.compiler.is_compiling():
+    if like.device.type == "cpu":
         return torch.from_numpy(_logistic(count)).view(like.shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device)
     whole = words.random_(-(2**63), None).view(torch.int16)[:count].view(like.shape)
     return whole.float().add_(2**15 + 0.5).mul_(2**-16).logit_()
+
+
+whole_logistic = torch.library.custom_op(
+    "advtrain::logistic", logistic, mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+"""`logistic` as one operation for compilers, which look into none and repeat or drop none."""
+
+
+@whole_logistic.register_fake
+def _unfilled(like: Tensor) -> Tensor:
+    return torch.empty(like.shape, device=like.device)
 
 
 def _logistic(count: int) -> np.ndarray:
@@ -229,6 +242,13 @@ def weighed(pairs: Tensor, noise: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     torch.mul(first, mask, out=one)
     torch.addcmul(second, second, mask.to(second.dtype), value=-1, out=other)
     return out, mask
+
+
+def traced(pairs: Tensor, noise: Tensor, tau: float) -> Tensor:
+    """mask * h of pairs, in operations that a compiler makes one loop of, and differentiates."""
+    first, second = pairs.float().unbind(2)
+    mask = ((first - second + noise) / tau).sigmoid()
+    return torch.stack([first * mask, second - second * mask], 2).to(pairs.dtype)
 
 
 def returned(gradient: Tensor, pairs: Tensor, mask: Tensor, tau: float) -> Tensor:

@@ -8,14 +8,26 @@ codes of 128 numbers and dual batch norm: 33,355,466 (ResNet-34), 16,228,922 (WR
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from advtrain.models.conditional import ConditionalNetwork, Encoding
+from advtrain.models.network import Network
 from advtrain.models.resnet import resnet34
+from advtrain.models.slimmable import SlimmableNetwork
 from advtrain.models.small import small_cnn
 from advtrain.models.wide_resnet import wide_resnet
 from advtrain.ranges import Count, Decay, Unit
 
 Shape = tuple[int, int, int]
+
+
+def conditional(
+    plain: Network, *, widths: Sequence[float] | None, **keys: Any
+) -> ConditionalNetwork:
+    """The conditional network made of `plain`, slimmable to `widths` unless that is None."""
+    if widths is None:
+        return ConditionalNetwork(plain, **keys)
+    return SlimmableNetwork(plain, widths=widths, **keys)
 
 
 def oat_resnet34(
@@ -27,15 +39,17 @@ def oat_resnet34(
     code_size: Count,
     dual: bool,
     film_offset: float,
+    widths: Sequence[Unit] | None = None,
 ) -> ConditionalNetwork:
     """ResNet-34 with the 3x3 stem, for CIFAR-10."""
-    return ConditionalNetwork(
+    return conditional(
         resnet34(shape, classes, stem="cifar", mean=None, std=None),
         lambdas=lambdas,
         encoding=encoding,
         code_size=code_size,
         dual=dual,
         film_offset=film_offset,
+        widths=widths,
         bare=lambda name: "downsample" in name,
     )
 
@@ -52,6 +66,7 @@ def oat_wide_resnet(
     code_size: Count,
     dual: bool,
     film_offset: float,
+    widths: Sequence[Unit] | None = None,
 ) -> ConditionalNetwork:
     """WRN-`depth`-`width` with PyTorch's initialisation: 16-8 for SVHN, 40-2 for STL-10."""
     plain = wide_resnet(
@@ -63,13 +78,14 @@ def oat_wide_resnet(
         mean=None,
         std=None,
     )
-    return ConditionalNetwork(
+    return conditional(
         plain,
         lambdas=lambdas,
         encoding=encoding,
         code_size=code_size,
         dual=dual,
         film_offset=film_offset,
+        widths=widths,
         bare=lambda name: name == "bn1",
     )
 
@@ -83,14 +99,16 @@ def oat_small_cnn(
     code_size: Count,
     dual: bool,
     film_offset: float,
+    widths: Sequence[Unit] | None = None,
 ) -> ConditionalNetwork:
     """`small_cnn` with FiLM behind every batch norm, for digits and MNIST. Ours."""
-    return ConditionalNetwork(
+    return conditional(
         small_cnn(shape, classes, mean=None, std=None),
         lambdas=lambdas,
         encoding=encoding,
         code_size=code_size,
         dual=dual,
         film_offset=film_offset,
+        widths=widths,
         bare=lambda name: False,
     )

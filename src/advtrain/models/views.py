@@ -7,13 +7,13 @@ the network at one lambda. Of any network: the mean over noisy copies of an imag
 inside is found as a module, so modes, weights and precision reach it.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor, nn
 
 from advtrain.averaged import Averaged, is_stochastic
-from advtrain.conditions import UNIT, Conditional, alike
+from advtrain.conditions import UNIT, Conditional, Slimmable, alike
 from advtrain.functional import log_mean, log_probabilities
 from advtrain.models import lwta
 from advtrain.ranges import Count, Natural, Positive, Range, Unit, require
@@ -88,11 +88,12 @@ def smoothed(
     return SoftSmoothed(model, sigma, draws, seed)
 
 
-def at(network: nn.Module, *, lam: Unit) -> nn.Module:
+def at(network: nn.Module, *, lam: Unit, width: float | None = None) -> nn.Module:
     """A conditional network (Once-for-all) at `lam`, 0 for standard to 1 for robust accuracy.
 
-    Any lambda in [0, 1] will do, also between those of the training. Unfit: a network that takes
-    none. RangeError: outside [0, 1].
+    Any lambda in [0, 1] will do, also between those of the training. `width`: one of those of a
+    slimmable network, null: the full one. Unfit: a network that takes no lambda, or no width.
+    RangeError: lambda outside [0, 1]. ValueError: another width.
     """
     require("lambda", lam, UNIT)
     if not isinstance(network, Conditional):
@@ -100,7 +101,14 @@ def at(network: nn.Module, *, lam: Unit) -> nn.Module:
             f"view=at({lam:g}) asks a conditional network, and {type(network).__name__} takes no "
             "lambda. Use a model=oat_..., or the view identity."
         )
-    return At(network, lam)
+    if width is None:
+        return At(network, lam)
+    if not isinstance(network, Slimmable):
+        raise Unfit(
+            f"view=at({lam:g}, width={width:g}) asks a slimmable network, and this one has no "
+            "widths. Train one with model.widths=[0.5,0.75,1], or leave the width out."
+        )
+    return At(network.at_width(width), lam)
 
 
 class At(nn.Module):
@@ -149,14 +157,14 @@ class Majority(Averaged):
 class AtTemperature(nn.Module):
     """`network` with relaxed samples at the temperature `tau`."""
 
-    def __init__(self, network: nn.Module, tau: float | str) -> None:
+    def __init__(self, network: nn.Module, tau: float | lwta.Phase) -> None:
         super().__init__()
         self.network = network
         self.tau = tau
         self.training = network.training
 
     def forward(self, x: Tensor) -> Tensor:
-        with _switches().temperature(self.network, self.tau):
+        with lwta.temperature(self.network, self.tau):
             logits: Tensor = self.network(x)
         return logits
 
@@ -170,7 +178,7 @@ class NoiseFree(nn.Module):
         self.training = network.training
 
     def forward(self, x: Tensor) -> Tensor:
-        with _switches().noise_free(self.network):
+        with lwta.noise_free(self.network):
             logits: Tensor = self.network(x)
         return logits
 
@@ -207,8 +215,3 @@ def _drawing(network: nn.Module, what: str) -> nn.Module:
             "Views at_temperature and noise_free are for layers as those of models.lwta."
         )
     return network
-
-
-def _switches() -> Any:
-    """The contexts `temperature(model, tau)` and `noise_free(model)` of stochastic layers."""
-    return lwta

@@ -1,8 +1,9 @@
 """Standard against robust accuracy: a network under several lambdas beside ones of a fixed lambda.
 
-From records alone. A curve is a network under views `lambda=...` (Once-for-all), or all networks of
-the set that were trained at one lambda each: `defense=mixed_at` at its share, `pgd_at` at 1, and
-`standard` at 0. Curves belong to one frontier where data, threat and the compared attack agree.
+From records alone. A curve is a network under views `lambda=...` (Once-for-all; of a slimmable one
+at one width, `lambda=...,width=...`), or all networks of the set that were trained at one lambda
+each: `defense=mixed_at` at its share, `pgd_at` at 1, and `standard` at 0. Curves belong to one
+frontier where data, threat and the compared attack agree.
 
 A point is dominated where another of the frontier is as good in both accuracies and better in one.
 The area of a curve is that of all pairs (standard, robust) that lie below one of its points, within
@@ -96,8 +97,14 @@ def frontiers(table: Table) -> tuple[Frontier, ...]:
 def of_line(line: Line) -> float | None:
     """The lambda of its view, or that its network was trained at; None if it has none."""
     if line.view.startswith(PREFIX):
-        return number(_float(line.view.removeprefix(PREFIX)))
+        return number(_float(line.view.removeprefix(PREFIX).partition(",")[0]))
     return trained_at(line.runs[0]) if line.view == "identity" else None
+
+
+def curve_label(line: Line) -> str:
+    """That of the line, and the width where its view tells one."""
+    width = line.view.partition(",")[2].replace("=", " ")
+    return ", ".join(part for part in (line.label, width) if part)
 
 
 def trained_at(run: Run) -> float | None:
@@ -128,7 +135,7 @@ def _frontier(
         one = line.view.startswith(PREFIX)
         name = line.view if one else line.label
         point = Point(name, lam, line.cells["clean"], line.cells[attack])
-        (dialled.setdefault(line.label, []) if one else fixed).append(point)
+        (dialled.setdefault(curve_label(line), []) if one else fixed).append(point)
     if all(len(points) < 2 for points in dialled.values()):
         return None
     curves = [*dialled.items(), *([(FIXED, fixed)] if fixed else [])]
