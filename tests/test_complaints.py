@@ -1,8 +1,9 @@
 """A wrong value is told where it was given, not where it arrives."""
 
+import pytest
 from omegaconf import OmegaConf
 
-from advtrain.complaints import causes
+from advtrain.complaints import causes, explain
 
 WRITTEN = OmegaConf.create(
     {
@@ -24,3 +25,22 @@ def test_what_follows_from_another_refused_value_is_left_out() -> None:
 def test_a_derived_value_is_told_where_its_source_is_accepted() -> None:
     alone = ["attack.size=-1 is refused.", "row.copy.steps=3 is refused."]
     assert causes(alone, WRITTEN) == alone
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Could not find 'row/nuat_mnist/nope'",
+            "row=nope: experiment=nuat_mnist has no such row. Allowed: fbf,",
+        ),
+        ("Could not find 'row/standard'", "row=standard: rows are those of a paper's table;"),
+        (
+            "Error merging override hydra.launcher.timeout=abc Value 'abc' of type 'str' could not "
+            "be converted to Float",
+            "hydra.launcher.timeout=abc is refused; allowed is a number.",
+        ),
+    ],
+)
+def test_an_error_of_hydra_names_key_value_and_what_is_allowed(said, told):
+    assert explain(Exception(said), [], None).startswith(told)

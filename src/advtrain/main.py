@@ -193,6 +193,8 @@ def _retell(error: Exception) -> str:
     parsed = parse(sys.argv[1:])
     overrides = list(parsed.overrides)
     chosen = [each for each in overrides if "." not in each.partition("=")[0]]
+    with suppress(HydraException):
+        chosen = single(chosen)
     for context in (chosen, []):
         try:
             with composed(context, parsed.config_dir) as base:
