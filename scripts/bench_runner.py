@@ -155,7 +155,9 @@ def first(overrides: list[str]) -> None:
         print(time.perf_counter(), time.process_time(), flush=True)
         os._exit(0)
 
-    sys.meta_path.insert(0, Patched("advtrain.training", lambda it: setattr(it, "train_step", stop)))
+    sys.meta_path.insert(
+        0, Patched("advtrain.training", lambda it: setattr(it, "train_step", stop))
+    )
     command(overrides)
 
 

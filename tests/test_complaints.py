@@ -34,6 +34,14 @@ def test_a_derived_value_is_told_where_its_source_is_accepted() -> None:
             "Could not find 'row/nuat_mnist/nope'",
             "row=nope: experiment=nuat_mnist has no such row. Allowed: fbf,",
         ),
+        (
+            "Could not override 'data.epsilon.low'",
+            "data.epsilon.low: there is no such key. Did you mean data.eps? Known under data: eps.",
+        ),
+        (
+            "LexerNoViableAltException: hydra.sweep.dir=a b",
+            "hydra.sweep.dir=a b: this cannot be read. Quote values",
+        ),
         ("Could not find 'row/standard'", "row=standard: rows are those of a paper's table;"),
         (
             "Error merging override hydra.launcher.timeout=abc Value 'abc' of type 'str' could not "
@@ -43,4 +51,4 @@ def test_a_derived_value_is_told_where_its_source_is_accepted() -> None:
     ],
 )
 def test_an_error_of_hydra_names_key_value_and_what_is_allowed(said, told):
-    assert explain(Exception(said), [], None).startswith(told)
+    assert explain(Exception(said), [], WRITTEN).startswith(told)

@@ -207,6 +207,21 @@ def test_the_null_tracker_takes_everything(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_a_column_is_of_numbers_or_of_words(tmp_path, caplog):
+    """Seeds of one row may be `0 1` and those of the next `0`."""
+    text = "configuration,seed,clean,state\na,0 1,0.5,\nb,0,,failed\n"
+    columns, rows = sheets.of_csv(text)
+    assert columns == ["configuration", "seed", "clean", "state"]
+    assert rows == [["a", "0 1", 0.5, None], ["b", "0", None, "failed"]]
+    assert sheets.of_csv("a,b\n") == (["a", "b"], [])
+    tracker = start(tmp_path, mode="offline")
+    tracker.sheet("table", text)
+    tracker.finish(0)
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/grid/table_*.table.json")
+    assert json.loads(path.read_text())["data"] == rows
+    assert not [each for each in caplog.records if each.name.startswith("advtrain")]
+
+
 def test_a_grid_is_mirrored_once_in_the_group_of_its_jobs(tmp_path, monkeypatch):
     logger = {"_target_": "advtrain.tracking.wandb_tracker", "_partial_": True}
     logger |= {"project": "p", "group": None, "tags": [], "mode": "offline"}

@@ -189,14 +189,14 @@ def chance(seen: Answers) -> str | None:
         return None
     right, lucky = int((answers == seen.y).sum()), expected(answers, seen.y)
     said = (
-        f"The network answers class {int(answers[0])} to all {n} images"
+        f"The network answers class {int(answers[0])} to all {n} images: it has learned nothing"
         if bool((answers == answers[0]).all())
-        else f"{right} of {n} images are right, and {lucky:.0f} would be with its answers shuffled"
+        else f"{right} of {n} images are right, and {lucky:.0f} would be with its answers shuffled: "
+        "no sign that it has learned anything"
     )
     return (
-        f"{said}: it has learned nothing of these data. What its rows leave standing is right by "
-        "luck, and no robustness; whether gradients are masked cannot be told. See whether data "
-        "and normalisation are those of its training, and whether that ever left chance."
+        f"{said}. What its rows leave standing is luck, and no robustness; whether gradients are "
+        "masked cannot be told. Look at data, normalisation and training."
     )
 
 

@@ -39,7 +39,8 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
     if found := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{found[1]} is not there, but something refers to it; do not remove it."
     if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
-        return f"{str(error).splitlines()[0]} Quote values with spaces or signs: 'key=\"a b\"'."
+        line = str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
+        return f"{line}: this cannot be read. Quote values with spaces or signs: 'key=\"a b\"'."
     if found := re.search(r"Error merging override (\S+) (.*)", text):
         return f"{found[1]} is refused{_allowed(found[2])}"
     if found := re.search(r"An item is already at '([^']+)'", text):
@@ -112,6 +113,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _no_key(key: str, overrides: Sequence[str], base: DictConfig | None) -> str:
     given = next((each for each in overrides if each.lstrip("+~").startswith(key)), key)
     parent, _, last = key.rpartition(".")
+    while base is not None and parent and OmegaConf.select(base, parent) is None:
+        parent, _, last = parent.rpartition(".")  # to what is there: the step that is wrong
     known = [] if base is None else _keys(OmegaConf.select(base, parent) if parent else base)
     elsewhere = [] if base is None else [path for path in _paths(base) if path.endswith(f".{last}")]
     near = nearest(last, known)

@@ -95,6 +95,11 @@ def validate(parsed: argparse.Namespace) -> None:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
             require_engines(config)
+        elif (Path(config.hydra.run.dir) / "multirun.yaml").exists():
+            raise ConfigError(
+                f"hydra.run.dir={config.hydra.run.dir} is the folder of a grid; choose another for "
+                "a single run."
+            )
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
             _, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])
