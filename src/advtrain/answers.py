@@ -191,8 +191,8 @@ def chance(seen: Answers) -> str | None:
     said = (
         f"The network answers class {int(answers[0])} to all {n} images: it has learned nothing"
         if bool((answers == answers[0]).all())
-        else f"{right} of {n} images are right, and {lucky:.0f} would be with its answers shuffled: "
-        "no sign that it has learned anything"
+        else f"{right} of {n} images are right, and {lucky:.0f} would be with its answers "
+        "shuffled: no sign that it has learned anything"
     )
     return (
         f"{said}. What its rows leave standing is luck, and no robustness; whether gradients are "
