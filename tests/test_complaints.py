@@ -1,6 +1,8 @@
 """A wrong value is told where it was given, not where it arrives."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from advtrain.complaints import causes, explain
@@ -38,10 +40,6 @@ def test_a_derived_value_is_told_where_its_source_is_accepted() -> None:
             "Could not override 'data.epsilon.low'",
             "data.epsilon.low: there is no such key. Did you mean data.eps? Known under data: eps.",
         ),
-        (
-            "LexerNoViableAltException: hydra.sweep.dir=a b",
-            "hydra.sweep.dir=a b: this cannot be read. Quote values",
-        ),
         ("Could not find 'row/standard'", "row=standard: rows are those of a paper's table;"),
         (
             "Error merging override hydra.launcher.timeout=abc Value 'abc' of type 'str' could not "
@@ -52,3 +50,10 @@ def test_a_derived_value_is_told_where_its_source_is_accepted() -> None:
 )
 def test_an_error_of_hydra_names_key_value_and_what_is_allowed(said, told):
     assert explain(Exception(said), [], WRITTEN).startswith(told)
+
+
+@pytest.mark.parametrize("line", ["hydra.sweep.dir=a ü", "seed=0,", "name=a/ü", "seed=choice()"])
+def test_an_override_that_cannot_be_read_is_named(line):
+    with pytest.raises(OverrideParseException) as error:
+        OverridesParser.create().parse_overrides([line])
+    assert explain(error.value, [line], None).startswith(f"{line}: this cannot be read. Quote")

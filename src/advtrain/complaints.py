@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from advtrain.config import FACTS, conf_dir, key_of
@@ -38,9 +39,9 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
         return f"{found[1]}: a list of values is a grid; add -m, or write [a,b] for one list."
     if found := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{found[1]} is not there, but something refers to it; do not remove it."
-    if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
-        line = str(error).splitlines()[0].removeprefix("LexerNoViableAltException: ")
-        return f"{line}: this cannot be read. Quote values with spaces or signs: 'key=\"a b\"'."
+    if unreadable := [each for each in _chain(error) if isinstance(each, OverrideParseException)]:
+        given = unreadable[0].override
+        return f"{given}: this cannot be read. Quote values with spaces or signs: 'key=\"a b\"'."
     if found := re.search(r"Error merging override (\S+) (.*)", text):
         return f"{found[1]} is refused{_allowed(found[2])}"
     if found := re.search(r"An item is already at '([^']+)'", text):
