@@ -5,9 +5,9 @@
 Start: the time until the first training step of `advtrain` begins, less that of `import torch` in a
 process of its own, in turns; by the clock, and in processor time of one thread, which waiting for a
 core does not lengthen. Overhead: processor time of a whole run, beside what a bare loop over the
-same batches would take as well: training steps, attacks, the passes by which they are judged, and
-the noisy passes of certificates. Everything else counts as overhead: composing and checking, data,
-batches, logs, checkpoints, the checks of the network, tables, figures, the report, W&B. What
+same data would take as well: batches, training steps, attacks, the passes by which they are judged,
+and the noisy passes of certificates. Everything else counts as overhead: composing and checking,
+reading data, logs, checkpoints, the checks of the network, tables, figures, the report, W&B. What
 comes with each step and epoch is told apart from what comes once, so that a run of any length is
 known.
 """
@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+KINDS = ("batch", "step", "validation", "attack", "pass", "noise")
 LONG = 300.0  # seconds of the run that the bar is about
 TORCH = "import time; import torch; print(time.process_time())"
 
@@ -121,13 +122,13 @@ def overhead(folder: Path, epochs: int, overrides: Sequence[str]) -> None:
     given = [f"epochs={epochs}", f"hydra.run.dir={folder / 'whole'}", *overrides]
     run([__file__, "--inside", str(report), *given])
     spent = json.loads(report.read_text())
-    training = spent["step"] + spent["validation"]
+    training = spent["batch"] + spent["step"] + spent["validation"]
     evaluation = spent["attack"] + spent["pass"] + spent["noise"]
     beside = spent["training"] - training
     once = spent["whole"] - spent["torch"] - spent["training"] - evaluation
     loops = training + evaluation
     print(f"advtrain {' '.join([given[0], *overrides])}: {spent['whole']:.1f} s")
-    print(f"training steps and validation {training:.1f} s, beside them {beside:.2f} s")
+    print(f"batches, training steps and validation {training:.1f} s, beside them {beside:.2f} s")
     print(f"attacks, passes and noise of the evaluation {evaluation:.1f} s")
     print(f"import torch {spent['torch']:.2f} s, everything else, once a run, {once:.2f} s")
     print(f"overhead {(beside + once) / loops:.2%} of the loops of this run")
@@ -196,7 +197,21 @@ def inside(report: Path, overrides: list[str]) -> None:
     def of_smoothing(module: Any) -> None:
         module.Smoothed.tally = clock.timed("noise", module.Smoothed.tally)
 
+    def of_loader(module: Any) -> None:
+        epoch = module.Batches.epoch
+
+        def batches(*given: Any, **more: Any) -> Any:
+            step = clock.timed("batch", epoch(*given, **more).__next__)
+            while True:
+                try:
+                    yield step()
+                except StopIteration:
+                    return
+
+        module.Batches.epoch = batches
+
     changes = {
+        "advtrain.data.loader": of_loader,
         "advtrain.training": of_training,
         "advtrain.run_training": of_run_training,
         "advtrain.evaluation": of_evaluation,
@@ -205,7 +220,7 @@ def inside(report: Path, overrides: list[str]) -> None:
     sys.meta_path[:0] = [Patched(name, change) for name, change in changes.items()]
 
     def write() -> None:
-        kinds = dict.fromkeys(("step", "validation", "attack", "pass", "noise"), 0.0) | clock.spent
+        kinds = dict.fromkeys(KINDS, 0.0) | clock.spent
         whole = {"torch": torch_spent, "training": sum(loops), "whole": time.process_time()}
         report.write_text(json.dumps(kinds | whole))
 
