@@ -115,7 +115,8 @@ def test_stl10_needs_no_unlabelled_images(tmp_path, monkeypatch):
     for part, name in (("train_list", "train"), ("test_list", "test")):
         files = [f"{name}_X.bin", f"{name}_y.bin"]
         sums = [[file, data_files.md5(where / file)] for file in files]
-        monkeypatch.setattr(readers.Labelled, part, sums)
+        absent = [["unlabeled_X.bin", ""]] if name == "train" else []
+        monkeypatch.setattr(datasets.STL10, part, [*sums, *absent])
     data = load(readers.stl10(), tmp_path)
     assert holds(data.train, *train) and holds(data.test, *test)
     assert data.shape == (3, 96, 96)

@@ -146,3 +146,15 @@ def test_every_named_set_has_a_configuration():
         *("digits", "digits01", "mnist", "mnist01", "fashion_mnist", "cifar10", "cifar100"),
         *("svhn", "stl10", "imagenet100", "imagefolder"),
     }
+
+
+def test_digits_are_read_from_the_file_as_scikit_learn_reads_them(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    from advtrain.data import digits as embedded
+
+    pixels, labels = load_digits(return_X_y=True)
+    for file in (embedded.FILE, "of another version"):
+        monkeypatch.setattr(embedded, "FILE", file)
+        found = embedded.load()
+        assert np.array_equal(found[0], pixels) and np.array_equal(found[1], labels)

@@ -33,7 +33,11 @@ def test_a_cluster_that_is_not_there_is_told_before_anything_starts(monkeypatch)
             require_engines(config("launcher", "ray", **ray))
         taken.listen()
         require_engines(config("launcher", "ray", **ray))
-    require_engines(config("launcher", "ray", ray={"init": {"address": None}}))
+    for address in (None, "auto"):
+        require_engines(config("launcher", "ray", ray={"init": {"address": address}}))
+    for address in ("127.0.0.1", "host:99999", "ray://host", ":6379"):
+        with pytest.raises(ConfigError, match=f"address={address} is refused; allowed are HOST"):
+            require_engines(config("launcher", "ray", ray={"init": {"address": address}}))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +59,15 @@ def test_keys_of_the_pool_are_refused_with_their_value(wrong):
     require_engines(config("launcher", "pool", **keys))
 
 
-def test_a_search_that_would_minimise_robustness_is_refused():
-    with pytest.raises(ConfigError, match="direction=maximize"):
-        require_engines(config("sweeper", "optuna", direction="minimize"))
+@pytest.mark.parametrize(
+    "wrong", [{"direction": "minimize"}, {"direction": "up"}, {"n_trials": 0}, {"n_jobs": -1}]
+)
+def test_a_search_that_would_minimise_robustness_or_do_nothing_is_refused(wrong):
+    keys = {"direction": "maximize", "n_trials": 2, "n_jobs": 1}
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=rf"hydra.sweeper.{key}={wrong[key]} is refused"):
+        require_engines(config("sweeper", "optuna", **{**keys, **wrong}))
+    require_engines(config("sweeper", "optuna", **keys))
 
 
 def test_an_engine_that_is_not_installed_names_its_extra():

@@ -45,6 +45,11 @@ def test_rows_that_are_none_are_refused(rows):
         expand([], rows=rows)
 
 
+def test_a_list_without_values_is_refused():
+    with pytest.raises(ConfigError, match=r"^seed=range\(3,3\): a list of no values makes no job"):
+        expand(["seed=range(3,3)", "epochs=2"])
+
+
 def test_all_values_between_two_are_for_a_search():
     with pytest.raises(ConfigError, match=r"optimizer\.lr=interval\(0,1\).*optuna"):
         expand(["optimizer.lr=interval(0,1)"])

@@ -15,7 +15,7 @@ ROWS = (
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking sheets"
-    " progress status reporting trust kinds digests probes masking answers lottery findings"
+    " progress status reporting trust kinds digests probes masking answers chance lottery findings"
     " tolerance",
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"

@@ -9,7 +9,7 @@ from torch import nn
 from advtrain.attacks import objectives
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.autoattack import AutoAttack
-from advtrain.attacks.pgd import pgd
+from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.attacks.square import square
 from advtrain.attacks.through import Through, through
 from advtrain.attacks.transfer import transfer
@@ -57,8 +57,10 @@ def test_an_attack_by_gradients_of_single_draws_takes_the_network_for_a_fixed_on
 
 
 def outcome(name, attack, standing, draws=(), view="draws=20", judged=20):
-    """A row of four examples; `draws`: which are right by each of several single draws."""
-    verdict = Verdicts(name, (0, 1, 2, 3), standing, standing, 0, 0, 0, 0, 0.0, tuple(draws))
+    """A row, usually of four examples; `draws`: which are right by each of several single draws."""
+    verdict = Verdicts(
+        name, tuple(range(len(standing))), standing, standing, 0, 0, 0, 0, 0.0, tuple(draws)
+    )
     row = Row(name, name, attack, {}, view, judged)
     return Outcome(row, (Stage(name, (verdict,)),), tuple(bit == "1" for bit in standing))
 
@@ -109,7 +111,7 @@ def test_nothing_is_said_without_what_it_takes(rows):
 def test_warnings_and_entries_tell_views_apart_where_there_are_several():
     alone = outcome("naive", PGD, "1110", ("1110", "1100"), "identity", 1)
     both = [CLEAN, NAIVE, HOTTER, alone]
-    told = list(warnings(both, classes=10, stochastic=True, naive="naive"))
+    told = list(warnings(both, alike=0.1, lucky=(), stochastic=True, naive="naive"))
     assert [(w["check"], w["row"], w["view"]) for w in told] == [
         ("stochastic", "naive", "draws=20"),
         ("single_draw", "naive", "draws=20"),
@@ -118,8 +120,20 @@ def test_warnings_and_entries_tell_views_apart_where_there_are_several():
     assert "62.5 % at these points, standard deviation 17.7" in told[-1]["message"]
     assert list(entries(both, naive=None)) == ["worst_case_by_view"]
     assert entries(both[:3], naive=None) == {}
-    fixed = warnings([alone], classes=10, stochastic=False, naive=None)
+    fixed = warnings([alone], alike=0.1, lucky=(), stochastic=False, naive=None)
     assert list(fixed) == []
+
+
+def test_rows_of_a_network_that_is_right_by_luck_are_not_held_against_each_other():
+    one = outcome("fgsm", partial(fgsm, threat=EPS), 40 * "0", (), "identity", 1)
+    many = outcome("pgd", PGD, 40 * "1", (), "identity", 1)
+    short = outcome("aa", AutoAttack(EPS, steps=3), 40 * "0", (), "identity", 1)
+    for lucky, found in (
+        ((), {"single_step", "autoattack_gap", "reduced"}),
+        (("identity",), {"reduced"}),
+    ):
+        told = warnings([one, many, short], alike=0.1, lucky=lucky, stochastic=False, naive=None)
+        assert {each["check"] for each in told} == found
 
 
 def test_a_combination_through_a_view_is_told_as_what_it_is():

@@ -31,6 +31,24 @@ def make(name, model, *, lr=0.1, decay=1e-2, spared=False, rates=None):
     return getattr(optimizers, name)(model.named_parameters(), lr=lr, **more, **SETTINGS[name])
 
 
+@pytest.mark.parametrize("name", REFERENCE)
+def test_steps_are_pytorchs_and_need_no_compiler(name):
+    ours, theirs = network(), network()
+    kind = REFERENCE[name]
+    settings = dict(SETTINGS[name], lr=0.1, weight_decay=1e-2)
+    pair = make(name, ours), kind(theirs.parameters(), fused=True, **settings)
+    for batch, _ in Batches().epoch(0):
+        for model, optimizer in zip((ours, theirs), pair, strict=True):
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+    assert all(map(torch.equal, ours.parameters(), theirs.parameters()))
+    again = make(name, ours)
+    again.load_state_dict(pair[0].state_dict())
+    assert again.state_dict()["state"].keys() == pair[0].state_dict()["state"].keys()
+    assert isinstance(again, kind) and type(again).__name__ == kind.__name__
+
+
 class Batches:
     def __len__(self):
         return 4

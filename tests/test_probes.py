@@ -192,22 +192,72 @@ def test_logits_beyond_the_classes_are_told(digits):
 def test_nothing_is_said_without_images_or_within_a_radius_of_zero(digits):
     assert probed(digits.model, digits.x[:0], digits.y[:0]) == {}
     assert probed(digits.model, digits.x[:64], digits.y[:64], Linf(0.0)) == {}
-    assert probed(digits.model, digits.x[:64], (digits.y[:64] + 1) % 10) == {}
+
+
+class Constant(nn.Module):
+    """One answer to everything, with a gradient of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.arange(10.0).expand(len(x), 10) + 0 * x.flatten(1)[:, :1]
+
+
+def dead() -> nn.Module:
+    """The end of many a training at a large radius: no unit fires, whatever the image."""
+    model = zoo.cnn()
+    with torch.no_grad():
+        model[2].bias.fill_(-100.0)
+    return model
+
+
+def hardly_trained() -> nn.Module:
+    return zoo.trained(
+        zoo.cnn(), zoo.HONEST["pgd_at"], *(part[:64] for part in zoo.to_train_on()), **TWO_STEPS
+    )
+
+
+TWO_STEPS = {"epochs": 2, "lr": 1e-3, "size": 64}
+
+
+@pytest.mark.parametrize(
+    "build", [Constant, dead, zoo.cnn, hardly_trained], ids=lambda build: build.__name__
+)
+def test_a_network_that_learned_nothing_is_told_so_and_no_more(build):
+    found = probed(build().eval(), *zoo.held_out())
+    assert found.keys() == {"chance"}
+    assert "learned" in found["chance"] and "luck, and no robustness" in found["chance"]
+
+
+def test_answers_to_other_labels_are_right_by_luck(digits):
+    found = probed(digits.model, digits.x[:64], (digits.y[:64] + 1) % 10)
+    assert found.keys() == {"chance"} and "0 of 64 images are right, and 6 " in found["chance"]
+
+
+def test_a_network_that_learned_a_little_is_judged_like_any_other():
+    some = zoo.trained(
+        zoo.cnn(), zoo.HONEST["standard"], *zoo.to_train_on(), epochs=1, lr=1e-3, size=64
+    )
+    assert probed(some, *zoo.held_out()) == {}
+    assert probed(zoo.quantised(some).eval(), *zoo.held_out()).keys() == {
+        "zero_gradient",
+        "unbounded",
+    }
 
 
 def lured(fooled: Any) -> Slopes:
-    """Ten grey images whose gradient leads up for ever, and which fall where `fooled` says so.
+    """Grey images of two labels whose gradient leads up for ever, and which fall where `fooled`.
 
     `fooled`: how far a pixel has moved, (10,), to whether that fools.
     """
 
+    x, y = torch.full((40, 1, 2, 2), 0.5), torch.arange(40) % 2
+
     def logits(x: Tensor) -> Tensor:
         height = x.flatten(1).mean(1) - 0.5
         lead = torch.where(fooled(height), 1.0, -1.0).detach() + height - height.detach()
+        lead = torch.where(y == 0, lead, -lead)
         return torch.stack([-lead, lead], dim=1)
 
-    x, y = torch.full((40, 1, 2, 2), 0.5), torch.zeros(40, dtype=torch.int64)
-    return Slopes(logits, x, y, Linf(0.1), 2, True, generator())
+    return Slopes(logits, x, y, Linf(0.1), True, generator())
 
 
 def test_a_larger_set_that_is_safer_is_told():

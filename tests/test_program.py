@@ -164,6 +164,28 @@ advtrain.main.main()
 """
 
 
+# Each takes from a quarter of a second to a whole one, on every start.
+SPARED = ("torch._dynamo", "torchvision", "sklearn", "scipy.stats")
+LISTING = """
+import sys
+from advtrain.main import main
+try:
+    main()
+finally:
+    print([name for name in {spared} if name in sys.modules], file=sys.stderr)
+"""
+
+
+def test_a_run_imports_no_more_than_it_needs(tmp_path):
+    script = LISTING.format(spared=SPARED)
+    given = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *given], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_another_configuration_in_the_same_directory_is_refused(tmp_path, capsys):
     first = run(tmp_path, *TRAINING)
     refused = run(tmp_path, *TRAINING, "optimizer.lr=0.01")

@@ -63,6 +63,19 @@ def evaluation(directory, *overrides):
     )
 
 
+class Dead(Body):
+    """One answer to everything: the common end of training at a radius that is too large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * self.layer(x.flatten(1)) + torch.arange(10.0)
+
+
+def test_a_network_that_learned_nothing_is_told_so_and_no_attack_is_blamed(tmp_path):
+    assert evaluation(tmp_path, "model.factory=test_run_evaluation.Dead")["exit_code"] == 0
+    (told,) = json.loads((tmp_path / "out" / "results.json").read_text())["warnings"]
+    assert told["check"] == "chance" and told["message"].startswith("The network answers class 9")
+
+
 def lines(directory):
     return (directory / "out" / "verdicts.jsonl").read_text().splitlines()
 

@@ -13,9 +13,10 @@ from running import TRAINING
 from advtrain import status
 from advtrain.composing import Composer
 from advtrain.config import ConfigError
-from advtrain.grid import Locate
+from advtrain.grid import Locate, parse
 from advtrain.ledger import close, codes, identity, survey
 from advtrain.lock import locked
+from advtrain.main import validate
 from advtrain.sweeping import jobs, sweep
 
 LINES = (
@@ -143,6 +144,15 @@ def test_results_of_others_are_refused_and_left_alone(tmp_path, files, told):
     with pytest.raises(ConfigError, match=told):
         swept(tmp_path, "seed=0")
     assert {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*") if p.suffix} == set(files)
+
+
+def test_a_single_run_in_the_folder_of_a_grid_is_refused(tmp_path):
+    """It would write over the grid's tables, and the grid could not go on."""
+    line = [*TRAINING, f"hydra.run.dir={tmp_path}"]
+    validate(parse(line))
+    swept(tmp_path, "seed=0")
+    with pytest.raises(ConfigError, match="is the folder of a grid; choose another"):
+        validate(parse(line))
 
 
 def test_a_folder_that_a_killed_grid_left_empty_is_used(tmp_path):

@@ -140,8 +140,8 @@ def test_a_server_that_never_answers_does_not_hold_up_the_run(tmp_path, monkeypa
     fake_wandb(monkeypatch, None, lambda: never.wait(20))
     monkeypatch.setattr(tracking, "PATIENCE", 0.1)
     tracker = start(tmp_path)
+    use_everything(tracker, tmp_path)
     never.set()
-    assert isinstance(tracker, tracking.NullTracker)
     assert len(caplog.records) == 1 and "no answer" in caplog.text
 
 
@@ -175,10 +175,10 @@ def test_disabled_imports_nothing(tmp_path, monkeypatch):
 
 def test_a_resumed_run_keeps_its_id_online_and_its_group_offline(tmp_path, monkeypatch):
     started = fake_wandb(monkeypatch, FakeRun())
-    start(tmp_path, mode="offline")
-    start(tmp_path, mode="offline")
+    start(tmp_path, mode="offline").finish(0)
+    start(tmp_path, mode="offline").finish(0)
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    start(tmp_path, mode="online")
+    start(tmp_path, mode="online").finish(0)
     first, second, third = started
     assert second["id"] == f"{first['id']}_r1" and third["id"] == first["id"]
     assert first["group"] == second["group"] == "run"
@@ -205,6 +205,21 @@ def test_the_null_tracker_takes_everything(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     use_everything(tracking.null_tracker({}, Path(tmp_path), "run"), tmp_path)
     assert not caplog.records
+
+
+def test_a_column_is_of_numbers_or_of_words(tmp_path, caplog):
+    """Seeds of one row may be `0 1` and those of the next `0`."""
+    text = "configuration,seed,clean,state\na,0 1,0.5,\nb,0,,failed\n"
+    columns, rows = sheets.of_csv(text)
+    assert columns == ["configuration", "seed", "clean", "state"]
+    assert rows == [["a", "0 1", 0.5, None], ["b", "0", None, "failed"]]
+    assert sheets.of_csv("a,b\n") == (["a", "b"], [])
+    tracker = start(tmp_path, mode="offline")
+    tracker.sheet("table", text)
+    tracker.finish(0)
+    (path,) = tmp_path.glob("wandb/offline-run-*/files/media/table/grid/table_*.table.json")
+    assert json.loads(path.read_text())["data"] == rows
+    assert not [each for each in caplog.records if each.name.startswith("advtrain")]
 
 
 def test_a_grid_is_mirrored_once_in_the_group_of_its_jobs(tmp_path, monkeypatch):

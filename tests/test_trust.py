@@ -27,6 +27,7 @@ def test_a_difference_is_clear_beyond_two_standard_errors_and_the_share():
     assert clearly(16, 0, 100, 0.07) and not clearly(16, 0, 100, 0.08)
     assert has_collapsed(60, 10, 100) and not has_collapsed(59, 0, 100)
     assert not has_collapsed(0, 0, 0)
+    assert has_collapsed(5, 0, 5) and not has_collapsed(4, 0, 4)
 
 
 def row(name: str, *fallen: tuple[int, int], **facts: Any) -> dict[str, Any]:
@@ -146,11 +147,11 @@ def test_a_stronger_attack_in_a_smaller_set_contradicts_only_far_apart():
 def test_examples_that_stand_where_every_image_may_turn_grey_are_told():
     free, small = pgd_row((0, 300), eps=0.5), pgd_row((0, 300), eps=0.4)
     assert said(free) == said(small) == []
-    for rows, classes, told in [(free, 10, 1), (free, 2, 0), (small, 10, 0)]:
-        found = contradictions([CLEAN, rows], classes)
+    for rows, alike, told in [(free, 0.1, 1), (free, 0.5, 0), (small, 0.1, 0)]:
+        found = contradictions([CLEAN, rows], alike)
         assert [warning["check"] for warning in found] == ["unbounded"] * told
     for weak in (row("fgsm", eps=0.5), row("x", eps=0.5, attack="square")):
-        assert contradictions([CLEAN, weak], 10) == []
+        assert contradictions([CLEAN, weak], 0.1) == []
 
 
 def fallen(first: int) -> dict[str, Any]:
@@ -279,7 +280,7 @@ def test_rows_of_an_honest_network_within_several_radii_are_believed(name):
     small = attacked(model, x, y, other, zoo.EPS)
     for factor in (1.1, 2.0, 6.0):
         _, *larger = attacked(model, x, y, other, Linf(factor * zoo.EPS.eps))
-        assert contradictions([*small, *larger], 10) == []
+        assert contradictions([*small, *larger], 0.1) == []
 
 
 def test_rows_of_a_rounding_network_say_that_gradients_are_masked():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from advtrain.chance import by_luck, expected
 from advtrain.types import Classifier
 
 DRAWS = 20  # whose worst shows what choosing among the steps of an attack gains by itself
@@ -182,6 +183,23 @@ def signs(seen: Answers) -> Iterator[tuple[str, str]]:
             yield name, message
 
 
+def chance(seen: Answers) -> str | None:
+    n, answers = len(seen.y), seen.logits.argmax(1)
+    if not by_luck(answers, seen.y):
+        return None
+    right, lucky = int((answers == seen.y).sum()), expected(answers, seen.y)
+    said = (
+        f"The network answers class {int(answers[0])} to all {n} images: it has learned nothing"
+        if bool((answers == answers[0]).all())
+        else f"{right} of {n} images are right, and {lucky:.0f} would be with its answers "
+        "shuffled: no sign that it has learned anything"
+    )
+    return (
+        f"{said}. What its rows leave standing is luck, and no robustness; whether gradients are "
+        "masked cannot be told. Look at data, normalisation and training."
+    )
+
+
 def surplus(seen: Answers) -> str | None:
     width = seen.logits.shape[1]
     if width == seen.classes:
@@ -283,6 +301,7 @@ def dynamic(seen: Answers) -> str | None:
 
 
 CHECKS: Mapping[str, Callable[[Answers], str | None]] = {
+    "chance": chance,
     "classes": surplus,
     "no_gradient": no_gradient,
     "probabilities": probabilities,

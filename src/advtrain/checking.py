@@ -1,6 +1,7 @@
 """What is refused before any job runs: a configuration that could not be built, a vain override."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from omegaconf import DictConfig
@@ -19,8 +20,20 @@ def checked(config: DictConfig, overrides: Sequence[str]) -> tuple[dict[str, Any
     """
     chosen = ours(config)
     resolved, allowed = configuration.plain(chosen), packages(chosen, overrides)
-    configuration.refuse(causes(configuration.problems(resolved, allowed=allowed), chosen))
+    problems = configuration.problems(resolved, allowed=allowed)
+    configuration.refuse(causes([*problems, *_of_name(resolved.get("name"))], chosen))
     return resolved, unread(chosen, overrides)
+
+
+def _of_name(name: Any) -> list[str]:
+    """What is wrong with the name of a run, which is that of its folder, too."""
+    parts = PurePath(str(name)).parts
+    if str(name).strip() and ".." not in parts and not PurePath(str(name)).is_absolute():
+        return []
+    return [
+        f"name={name} is refused; allowed is a name that is not empty, as it is that of the run's "
+        "folder below outputs/ too: without .. or / in front."
+    ]
 
 
 def refuse_unread(vain: Iterable[set[str]]) -> None:

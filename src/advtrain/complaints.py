@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from advtrain.config import FACTS, conf_dir, key_of
@@ -38,10 +39,11 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
         return f"{found[1]}: a list of values is a grid; add -m, or write [a,b] for one list."
     if found := re.search(r"Interpolation key '([^']+)' not found", text):
         return f"{found[1]} is not there, but something refers to it; do not remove it."
-    if "LexerNoViableAlt" in text or "mismatched input" in text or "extraneous input" in text:
-        return f"{str(error).splitlines()[0]} Quote values with spaces or signs: 'key=\"a b\"'."
+    if unreadable := [each for each in _chain(error) if isinstance(each, OverrideParseException)]:
+        given = unreadable[0].override
+        return f"{given}: this cannot be read. Quote values with spaces or signs: 'key=\"a b\"'."
     if found := re.search(r"Error merging override (\S+) (.*)", text):
-        return f"{found[1]} is refused: {found[2]}"
+        return f"{found[1]} is refused{_allowed(found[2])}"
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -92,6 +94,19 @@ def _text_without(config: DictConfig, group: str) -> str:
     return str({key: value for key, value in raw.items() if key != group})
 
 
+KINDS = {
+    r"could not be converted to Float": "a number",
+    r"could not be converted to Integer": "a whole number",
+    r"not a valid bool": "true or false",
+}
+"""What OmegaConf says of a value of the wrong type, and what would be right."""
+
+
+def _allowed(complaint: str) -> str:
+    kind = next((kind for told, kind in KINDS.items() if re.search(told, complaint)), None)
+    return f"; allowed is {kind}." if kind else f": {complaint}"
+
+
 def _chain(error: BaseException | None) -> list[BaseException]:
     return [error, *_chain(error.__cause__)] if error is not None else []
 
@@ -99,6 +114,8 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _no_key(key: str, overrides: Sequence[str], base: DictConfig | None) -> str:
     given = next((each for each in overrides if each.lstrip("+~").startswith(key)), key)
     parent, _, last = key.rpartition(".")
+    while base is not None and parent and OmegaConf.select(base, parent) is None:
+        parent, _, last = parent.rpartition(".")  # to what is there: the step that is wrong
     known = [] if base is None else _keys(OmegaConf.select(base, parent) if parent else base)
     elsewhere = [] if base is None else [path for path in _paths(base) if path.endswith(f".{last}")]
     near = nearest(last, known)
@@ -131,9 +148,18 @@ def _no_option(group: str, option: str) -> str:
     if group.startswith("hydra/"):
         return _no_engine(group, option)
     options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    if group.partition("/")[0] == "row":
+        return _no_row(group.partition("/")[2], option, options)
     guess = nearest(option, options)
     hint = f" Did you mean {group}={guess}?" if guess else ""
     return f"{group}={option}: there is no such option.{hint} Allowed: {', '.join(options)}."
+
+
+def _no_row(table: str, option: str, options: Sequence[str]) -> str:
+    if not options:
+        return f"row={option}: rows are those of a paper's table; give experiment=NAME with it."
+    listed = ", ".join(options)
+    return f"row={option}: experiment={table} has no such row. Allowed: {listed}."
 
 
 def _no_engine(group: str, option: str) -> str:

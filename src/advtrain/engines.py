@@ -27,12 +27,8 @@ def require_engines(config: DictConfig) -> None:
         )
     if launcher == "ray":
         _require_ray(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
-    direction = str(config.hydra.sweeper.get("direction", "")) if sweeper == "optuna" else ""
-    if "minimize" in direction.lower():
-        raise ConfigError(
-            "hydra.sweeper.direction=minimize: what a job tells the search is its accuracy under "
-            "attack on validation images; write hydra.sweeper.direction=maximize."
-        )
+    if sweeper == "optuna":
+        _require_search(config.hydra.sweeper)
 
 
 def _require_pool(pool: DictConfig) -> None:
@@ -52,11 +48,32 @@ def _require_pool(pool: DictConfig) -> None:
             )
 
 
+def _require_search(search: DictConfig) -> None:
+    direction = search.get("direction")
+    if "maximize" not in str(direction).lower() or "minimize" in str(direction).lower():
+        told = str(getattr(direction, "name", direction))
+        raise ConfigError(
+            f"hydra.sweeper.direction={told} is refused: what a job tells the search is its "
+            "accuracy under attack on validation images; write hydra.sweeper.direction=maximize."
+        )
+    for key in ("n_trials", "n_jobs"):
+        number = search.get(key)
+        if number is not None and (not isinstance(number, int) or number < 1):
+            raise ConfigError(
+                f"hydra.sweeper.{key}={number} is refused; allowed is a whole number from 1."
+            )
+
+
 def _require_ray(address: Any) -> None:
-    """ConfigError: no ray answers at host:port. Other addresses are ray's to find."""
-    host, _, port = str(address).removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    """ConfigError: no ray answers at host:port, or it is no address at all."""
+    if address in (None, "auto", "local"):
         return
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(
+            f"hydra.launcher.ray.init.address={address} is refused; allowed are HOST:PORT, "
+            "ray://HOST:PORT, auto (a ray that was started on this machine), or null."
+        )
     try:
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
     except OSError as error:

@@ -26,8 +26,8 @@ def expand(
 ) -> list[list[str]]:
     """The overrides of each job, in order; the last key varies fastest, rows slowest.
 
-    `loader`: knows the options of groups, for `glob`. ConfigError: rows that are none, or an
-    interval. Hydra's error: a line that cannot be read.
+    `loader`: knows the options of groups, for `glob`. ConfigError: rows that are none, an interval,
+    or a list without values. Hydra's error: a line that cannot be read.
     """
     parser = OverridesParser.create(config_loader=loader)
     always = [f"{key}={value}" for key, value in (params or {}).items()]
@@ -42,6 +42,11 @@ def expand(
                 )
         for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None):
             found += [list(job) for job in batch]
+    if not found:
+        lists = [str(each.input_line) for each in overrides if each.is_sweep_override()]
+        raise ConfigError(
+            f"{' '.join(lists)}: a list of no values makes no job; allowed is one value or more."
+        )
     return found
 
 

@@ -1,24 +1,32 @@
 """What the rows of an evaluation say together, each view by itself: warnings, and more entries."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from advtrain import lottery
 from advtrain.evaluation import Outcome
 from advtrain.results import row_record, worst_case
-from advtrain.trust import contradictions
+from advtrain.trust import PLAIN, contradictions
 
 
 def warnings(
-    outcomes: Sequence[Outcome], *, classes: int, stochastic: bool, naive: str | None
+    outcomes: Sequence[Outcome],
+    *,
+    alike: float,
+    lucky: Collection[str],
+    stochastic: bool,
+    naive: str | None,
 ) -> Iterator[dict[str, str]]:
     """What `outcomes` say against their numbers; with its view where there are several.
 
-    `naive`: the row, in a view that averages over draws, to be held against the worst case there.
+    `alike`: the share of the examples that have the commonest label. `lucky`: views whose networks
+    have learned nothing, so that which examples stand tells nothing of gradients. `naive`: the row,
+    in a view that averages over draws, to be held against the worst case there.
     """
     views = by_view(outcomes)
     for view, rows in views.items():
-        said = contradictions([row_record(outcome) for outcome in rows], classes)
+        said = contradictions([row_record(outcome) for outcome in rows], alike)
+        said = [each for each in said if view not in lucky or each["check"] in PLAIN]
         said += lottery.concerns(rows) if stochastic else []
         over = lottery.overstatement(rows, naive) if naive else None
         said += [lottery.sentence(over)] if over else []

@@ -95,6 +95,11 @@ def validate(parsed: argparse.Namespace) -> None:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
             require_engines(config)
+        elif (Path(config.hydra.run.dir) / "multirun.yaml").exists():
+            raise ConfigError(
+                f"hydra.run.dir={config.hydra.run.dir} is the folder of a grid; choose another for "
+                "a single run."
+            )
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
             _, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])
@@ -193,6 +198,8 @@ def _retell(error: Exception) -> str:
     parsed = parse(sys.argv[1:])
     overrides = list(parsed.overrides)
     chosen = [each for each in overrides if "." not in each.partition("=")[0]]
+    with suppress(HydraException):
+        chosen = single(chosen)
     for context in (chosen, []):
         try:
             with composed(context, parsed.config_dir) as base:

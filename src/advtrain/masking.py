@@ -47,7 +47,6 @@ class Slopes:
     x: Tensor
     y: Tensor
     threat: Threat
-    classes: int
     steady: bool
     generator: Generator | None
 
@@ -110,9 +109,9 @@ def zero_gradient(slopes: Slopes) -> str | None:
     said = f"The gradient of cross-entropy is zero or not finite on {lost} of {n} images"
     if 2 * int((dead & flat).sum()) > lost:
         return (
-            f"{said}, and that of the margin too: something on the way to the logits, as rounding, "
-            "has no derivative, so attacks by gradients stand still. Attack a version that has one "
-            "in its place (BPDA), and judge by square."
+            f"{said}, and that of the margin too: something on the way to the logits has no "
+            "derivative, as rounding or units that are all off, so attacks by gradients stand "
+            "still. Attack a version that has one in its place (BPDA), and judge by square."
         )
     return (
         f"{said}, that of the margin is not: logits are so far apart that cross-entropy saturates, "
@@ -175,7 +174,8 @@ def more_steps(slopes: Slopes) -> str | None:
 def unbounded(slopes: Slopes) -> str | None:
     n, box = len(slopes.x), Linf(1.0, slopes.threat.low, slopes.threat.high)
     standing = int(slopes.run(box, FREE).all(0).sum())
-    if not clearly(standing, 0, n, 1 / slopes.classes):
+    alike = int(slopes.y.bincount().max()) / n  # stand by right where all images become the same
+    if not clearly(standing, 0, n, alike):
         return None
     return (
         f"{standing} of {n} images stand against {len(FREE)} steps that may change every pixel at "

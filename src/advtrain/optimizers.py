@@ -8,7 +8,11 @@ that a group takes its first step as a whole.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
+from inspect import unwrap
+from typing import Any
 
+import torch
 from torch import nn, optim
 
 from advtrain.parts import require_parts, within
@@ -18,6 +22,8 @@ from advtrain.types import Schedule
 Parameters = Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 """Of a network, in its order, with their names; `rates` cannot do without names."""
 Groups = list[dict[str, object]]
+GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
+"""Methods that PyTorch hides from its compiler, for which their first call imports it."""
 
 
 def sgd(
@@ -32,7 +38,7 @@ def sgd(
 ) -> optim.Optimizer:
     """Stochastic gradient descent; weight decay is added to the gradient, before momentum."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return optim.SGD(groups, lr, momentum, nesterov=nesterov, fused=_fused(groups))
+    return unguarded(optim.SGD)(groups, lr, momentum, nesterov=nesterov, fused=_fused(groups))
 
 
 def adam(
@@ -46,7 +52,7 @@ def adam(
 ) -> optim.Optimizer:
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980); decay enters the gradient."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return optim.Adam(groups, lr, _pair(betas), fused=_fused(groups))
+    return unguarded(optim.Adam)(groups, lr, _pair(betas), fused=_fused(groups))
 
 
 def adamw(
@@ -60,7 +66,17 @@ def adamw(
 ) -> optim.Optimizer:
     """Adam with decoupled decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return optim.AdamW(groups, lr, _pair(betas), fused=_fused(groups))
+    return unguarded(optim.AdamW)(groups, lr, _pair(betas), fused=_fused(groups))
+
+
+@cache
+def unguarded(kind: Any) -> Any:
+    """`kind` as it computes, a second sooner: the compiler is imported by what is compiled alone.
+
+    A step of it must not be part of what torch.compile is given.
+    """
+    own = {name: unwrap(getattr(kind, name)) for name in GUARDED}
+    return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(own["step"])})
 
 
 def require_rates(optimizer: optim.Optimizer, rates: Mapping[str, Schedule]) -> None:

@@ -32,8 +32,9 @@ def probe(
     """Warnings about `model`, which is in evaluation mode and in full precision.
 
     x (N, ...) in [0, 1] and y (N,), of which 128 are enough; `classes`: of the data. A warning
-    `no_gradient` means that no attack by gradients can run. Draws of the network itself come from
-    the global generator. Costs 121 forward and backward passes of the images, and 15 forward ones.
+    `no_gradient` means that no attack by gradients can run, `chance` that the network has learned
+    nothing, of which gradients tell no more. Draws of the network itself come from the global
+    generator. Costs 121 forward and backward passes of the images, and 15 forward ones.
     ValueError where no evaluation means anything: logits that are not (N, K), not finite, or
     fewer than classes, or a network that raises an error.
     """
@@ -43,10 +44,10 @@ def probe(
         seen = answers.ask(model, x, y, classes)
         found = list(answers.signs(seen))
         right = (seen.logits.argmax(1) == y).nonzero().squeeze(1)
-        if seen.differentiable and len(right):
+        if seen.differentiable and len(right) and "chance" not in dict(found):
             steady = answers.steady(seen)
             asking = partial(asked, model)
-            slopes = Slopes(asking, x[right], y[right], threat, classes, steady, generator)
+            slopes = Slopes(asking, x[right], y[right], threat, steady, generator)
             found += masking.signs(slopes)
     return [{"check": check, "row": "model", "message": message} for check, message in found]
 

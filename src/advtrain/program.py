@@ -34,8 +34,6 @@ def execute(
         )
     if config["job"] == "plan":
         raise ConfigError("job=plan is of a whole line; it cannot be one of several values of job.")
-    if not config["name"].strip():
-        raise ConfigError("name= is empty; it names the run and its folder.")
     here = setting(config, directory, allowed)
     if config["eval"]:
         here.build("eval")  # what is wrong with it is said before hours of training

@@ -105,9 +105,9 @@ def parsed(fields: Any) -> Verdicts:
 
 def interval(hits: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """The exact two-sided interval of Clopper and Pearson (1934) for a rate, in [0, 1]."""
-    from scipy.stats import beta
+    from scipy.special import betaincinv  # scipy.stats takes half a second more to import
 
     tail = (1 - level) / 2
-    low = float(beta.ppf(tail, hits, trials - hits + 1)) if hits > 0 else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, trials - hits)) if hits < trials else 1.0
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
     return low, high

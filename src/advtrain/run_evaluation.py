@@ -85,16 +85,21 @@ def evaluate_model(
         views = viewed(model, plan.views)
     first, *others = _distinct(views)
     shown = of_leader(partial(probed, first, setting, size))
+    lost = {id(first)} if learned_nothing(shown) else set()
     if plan.certify is not None:
         seen_so_far = {warning["check"] for warning in shown}
         shown += of_leader(partial(doubted, first, setting, seen_so_far))
     for each in others:
-        shown += of_leader(partial(probed, each, setting, size))
+        further = of_leader(partial(probed, each, setting, size))
+        lost |= {id(each)} if learned_nothing(further) else set()
+        shown += further
     stochastic = any(warning["check"] == "stochastic" for warning in shown)
     with told():
         plan, views, spared = fitted(plan, views, stochastic)
     for warning in spared:
         logger.warning("%s: %s", warning["check"], warning["message"])
+    lucky = {name for name, judged in views.items() if id(single(judged)) in lost}
+    alike = int(examples.labels[:size].bincount().max()) / size
     known = of_leader(partial(known_as, first, setting, size))
     seen = fingerprint(digest(model), known, setting.config["model"], examined)
     looks = plan.draws if stochastic else 0
@@ -115,7 +120,7 @@ def evaluate_model(
     def write() -> dict[str, Any]:
         records = [row_record(outcome) for outcome in found]
         said = findings.warnings(
-            found, classes=len(setting.data.classes), stochastic=stochastic, naive=naive
+            found, alike=alike, lucky=lucky, stochastic=stochastic, naive=naive
         )
         certified, predicted = proven["certified"] or {}, proven["predict_study"]
         parts = [*records, *filter(None, (certified, certified.get("soundness"), predicted))]
@@ -192,6 +197,10 @@ def _log(setting: Setting) -> VerdictLog:
 def _distinct(views: Mapping[str, nn.Module]) -> list[nn.Module]:
     """The networks under the views, each once: several views average draws of the same one."""
     return list({id(single(view)): single(view) for view in views.values()}.values())
+
+
+def learned_nothing(shown: Sequence[Mapping[str, str]]) -> bool:
+    return any(warning["check"] == "chance" for warning in shown)
 
 
 @contextmanager

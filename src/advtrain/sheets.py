@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLUMNS = (
@@ -56,13 +56,17 @@ def flat_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def of_csv(text: str) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of a CSV text with a heading; numbers as numbers, an empty cell as None."""
+    """Columns and rows of a CSV text with a heading; an empty cell is None.
+
+    A column is of numbers where all its cells are, else of words: W&B takes no mixture.
+    """
     first, *rest = csv.reader(io.StringIO(text))
-    return first, [[_value(cell) for cell in row] for row in rest]
+    columns = [_values(column) for column in zip(*rest, strict=True)]
+    return first, [list(row) for row in zip(*columns, strict=True)]
 
 
-def _value(cell: str) -> str | float | None:
+def _values(cells: Sequence[str]) -> list[float | None] | list[str | None]:
     try:
-        return float(cell) if cell else None
+        return [float(cell) if cell else None for cell in cells]
     except ValueError:
-        return cell
+        return [cell or None for cell in cells]

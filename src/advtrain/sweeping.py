@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from advtrain import status
 from advtrain.checking import checked, refuse_unread
 from advtrain.complaints import explain
 from advtrain.composing import Composer
@@ -50,7 +51,8 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
     """The jobs of a grid, each once. `config`: of the whole grid. ConfigError: one cannot run."""
     sweeper, loader = config.hydra.sweeper, context.config_loader
     assert isinstance(loader, ConfigLoaderImpl)
-    rows = OmegaConf.to_container(sweeper.rows) if sweeper.rows is not None else None
+    rows = sweeper.rows
+    rows = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
     lines = expand(arguments, sweeper.params, rows, loader)
     composer = Composer(loader, config)
     found: dict[str, Job] = {}
@@ -110,7 +112,12 @@ def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folder: Path) ->
             flush=True,
         )
         told = [line[-1] for line in lines if line[-1].startswith(SUBDIR)]
-        await_others([folder / each.partition("=")[2].strip("'") for each in told])
+        folders = [folder / each.partition("=")[2].strip("'") for each in told]
+        await_others(folders)
+        waiting = [each for each in folders if not status.read(each)]
+        if waiting:
+            _tell(f"{len(waiting)} of {len(lines)} jobs have not begun; the same command goes on.")
+            raise SystemExit(1) from error
     else:
         for each in found:
             _ = each.return_value  # raises what a job could not tell itself: a folder not to write

@@ -28,4 +28,4 @@ def has_collapsed(one: int, many: int, right: int) -> bool:
 
     After standard training a sixth stand after one step on CIFAR-10, up to four tenths on digits.
     """
-    return one >= 0.6 * right > 0 and many <= 0.1 * right
+    return one >= 0.6 * right > 0 and many <= 0.1 * right and clearly(one, many, right, 0.0)

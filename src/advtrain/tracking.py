@@ -1,7 +1,8 @@
 """Mirrors of a run: Weights & Biases, or none. The run directory stays the source of truth.
 
 A tracker never fails a run and never stops it: whatever it meets is told in one warning line, and
-the run goes on without. W&B is imported in one function, when a run starts.
+the run goes on without. W&B is imported in one function, beside a run that starts: nothing waits
+for it before there is something to log.
 """
 
 import logging
@@ -10,10 +11,11 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlparse
 from uuid import uuid4
 
@@ -23,6 +25,7 @@ from advtrain.sheets import COLUMNS, ROW_COLUMNS, accuracy_rows, at, flat_rows, 
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
+Value = TypeVar("Value")
 PATIENCE = 120.0  # seconds that a silent server may hold up a run, at its start and at its end
 
 
@@ -94,55 +97,73 @@ def wandb_tracker(
         return NullTracker()
     try:
         identity = _identity(directory, chosen == "online")
+    except OSError as error:
+        _unavailable(error)
+        return NullTracker()
+    arguments = {
+        "project": project,
+        "group": group or family or name,
+        "name": name,
+        "job_type": str(config.get("job", "")) or None,
+        "tags": [tag[:64] for tag in dict.fromkeys([*tags, *labels]) if tag],
+        "config": dict(config),
+        "dir": str(directory),
+        "id": identity,
+        "mode": chosen,
+        "resume": "allow" if chosen == "online" else None,
+        "reinit": "finish_previous",
+    }
+    return WandbTracker(Later(partial(_begun, arguments)))
+
+
+class Begun(NamedTuple):
+    """W&B, and a run of it."""
+
+    wandb: ModuleType
+    run: Any
+
+
+def _begun(arguments: Mapping[str, Any]) -> Begun | None:
+    """A W&B run, or a warning and none."""
+    wanted = {
+        "console": "off",
+        "silent": True,
+        "init_timeout": PATIENCE / 4,
+        "login_timeout": PATIENCE / 4,
+        "finish_timeout": PATIENCE,  # also holds for W&B's own hook at the end of the process
+    }
+    try:
         wandb = _wandb()
-        wanted = {
-            "console": "off",
-            "silent": True,
-            "init_timeout": PATIENCE / 4,
-            "login_timeout": PATIENCE / 4,
-            "finish_timeout": PATIENCE,  # also holds for W&B's own hook at the end of the process
-        }
         known = getattr(wandb.Settings, "model_fields", wanted)
-        arguments = {
-            "project": project,
-            "group": group or family or name,
-            "name": name,
-            "job_type": str(config.get("job", "")) or None,
-            "tags": [tag[:64] for tag in dict.fromkeys([*tags, *labels]) if tag],
-            "config": dict(config),
-            "dir": str(directory),
-            "id": identity,
-            "mode": chosen,
-            "resume": "allow" if chosen == "online" else None,
-            "reinit": "finish_previous",
-            "settings": wandb.Settings(**{k: v for k, v in wanted.items() if k in known}),
-        }
-        run = _within(PATIENCE / 2, lambda: wandb.init(**arguments))
+        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
+        run = wandb.init(**arguments, settings=settings)
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
     except Exception as error:
-        log.warning("W&B is not available (%s); the run goes on without it.", _short(error))
-        return NullTracker()
-    return WandbTracker(wandb, run)
+        _unavailable(error)
+        return None
+    return Begun(wandb, run)
 
 
 class WandbTracker:
-    """Passes everything to a W&B run; after the first failure only `finish` still does."""
+    """Passes everything to a W&B run, which begins while the training does.
 
-    def __init__(self, wandb: ModuleType, run: Any) -> None:
-        self.wandb = wandb
-        self.run = run
+    After the first failure only `finish` still does anything.
+    """
+
+    def __init__(self, begun: "Later[Begun | None]") -> None:
+        self.begun = begun
         self.broken = False
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        def send() -> None:
+        def send(to: Begun) -> None:
             scalars = {metric_name(key): _scalar(value) for key, value in metrics.items()}
-            self.run.log({"epoch": step} | {k: v for k, v in scalars.items() if v is not None})
+            to.run.log({"epoch": step} | {k: v for k, v in scalars.items() if v is not None})
 
         self._attempt(send)
 
     def table(self, results: Mapping[str, Any]) -> None:
-        def send() -> None:
+        def send(to: Begun) -> None:
             wide = [[row.get(c) for c in COLUMNS] for row in accuracy_rows(results)]
             long = [[row.get(c) for c in ROW_COLUMNS] for row in flat_rows(results)]
             summary = {
@@ -150,10 +171,10 @@ class WandbTracker:
                 for row in flat_rows(results)
                 if "accuracy" in row
             }
-            self.run.log(
+            to.run.log(
                 {
-                    "eval/accuracy": self.wandb.Table(columns=list(COLUMNS), data=wide),
-                    "eval/rows": self.wandb.Table(columns=list(ROW_COLUMNS), data=long),
+                    "eval/accuracy": to.wandb.Table(columns=list(COLUMNS), data=wide),
+                    "eval/rows": to.wandb.Table(columns=list(ROW_COLUMNS), data=long),
                     **summary,
                 }
             )
@@ -161,33 +182,47 @@ class WandbTracker:
         self._attempt(send)
 
     def sheet(self, name: str, text: str) -> None:
-        def send() -> None:
+        def send(to: Begun) -> None:
             columns, rows = of_csv(text)
-            self.run.log({f"grid/{name}": self.wandb.Table(columns=columns, data=rows)})
+            to.run.log({f"grid/{name}": to.wandb.Table(columns=columns, data=rows)})
 
         self._attempt(send)
 
     def images(self, paths: Sequence[Path]) -> None:
-        def send() -> None:
-            pictures = {f"plots/{p.stem}": self.wandb.Image(str(p)) for p in paths if p.is_file()}
+        def send(to: Begun) -> None:
+            pictures = {f"plots/{p.stem}": to.wandb.Image(str(p)) for p in paths if p.is_file()}
             if pictures:
-                self.run.log(pictures)
+                to.run.log(pictures)
 
         self._attempt(send)
 
     def finish(self, exit_code: int) -> None:
+        to = self._begun()
+        if to is None:
+            return
         try:
-            _within(PATIENCE, lambda: self.run.finish(exit_code=exit_code))
+            Later(lambda: to.run.finish(exit_code=exit_code)).get(PATIENCE)
         except Exception as error:
             if not self.broken:
                 self.broken = True
                 log.warning("W&B did not finish (%s); its files may lack the end.", _short(error))
 
-    def _attempt(self, send: Callable[[], None]) -> None:
-        if self.broken:
+    def _begun(self) -> Begun | None:
+        """The run, once it has begun; None if it has not in time, which is told once."""
+        try:
+            return self.begun.get(0.0 if self.broken else PATIENCE / 2)
+        except TimeoutError as error:
+            if not self.broken:
+                self.broken = True
+                _unavailable(error)
+            return None
+
+    def _attempt(self, send: Callable[[Begun], None]) -> None:
+        to = None if self.broken else self._begun()
+        if to is None:
             return
         try:
-            send()
+            send(to)
         except Exception as error:
             self.broken = True
             log.warning("W&B stopped (%s); the run goes on without it.", _short(error))
@@ -254,22 +289,31 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:200]
 
 
-def _within(seconds: float, action: Callable[[], Any]) -> Any:
-    """The value of `action`, or TimeoutError when it has not answered in time."""
-    outcome: list[Any] = []
-    failure: list[BaseException] = []
+def _unavailable(error: Exception) -> None:
+    log.warning("W&B is not available (%s); the run goes on without it.", _short(error))
 
-    def work() -> None:
+
+class Later(Generic[Value]):
+    """What `action` returns, which a thread of its own finds out meanwhile."""
+
+    def __init__(self, action: Callable[[], Value]) -> None:
+        self.action = action
+        self.values: list[Value] = []
+        self.failure: BaseException | None = None
+        self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self.thread.start()
+
+    def get(self, seconds: float) -> Value:
+        """The value, or what the action raised; TimeoutError when it is not there in time."""
+        self.thread.join(seconds if math.isfinite(seconds) else None)
+        if self.failure is not None:
+            raise self.failure
+        if not self.values:
+            raise TimeoutError(f"no answer within {seconds:g} s")
+        return self.values[0]
+
+    def _work(self) -> None:
         try:
-            outcome.append(action())
+            self.values.append(self.action())
         except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name="wandb", daemon=True)
-    thread.start()
-    thread.join(seconds if math.isfinite(seconds) else None)
-    if failure:
-        raise failure[0]
-    if not outcome:
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    return outcome[0]
+            self.failure = error

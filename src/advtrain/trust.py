@@ -40,14 +40,19 @@ HALF = 0.5  # within which every image may become the same grey one
 STANDARD = {"steps": 100, "queries": 5000}  # of AutoAttack, on leaderboards
 
 
-def contradictions(rows: Sequence[Record], classes: int | None = None) -> list[dict[str, str]]:
+PLAIN = ("outside", "non_finite", "reduced")
+"""Checks of the attack alone, which hold of a network that has learned nothing, too."""
+
+
+def contradictions(rows: Sequence[Record], alike: float | None = None) -> list[dict[str, str]]:
     """What `rows` say against their numbers, as `warnings` of results.json; `clean` among them.
 
-    `classes`: of the data; without them nothing is said of sets as large as the box.
+    `alike`: the share of the examples that have the commonest label; without it nothing is said of
+    sets as large as the box.
     """
     found = [(check.__name__, check(rows)) for check in CHECKS]
-    if classes is not None:
-        found.append(("unbounded", unbounded(rows, classes)))
+    if alike is not None:
+        found.append(("unbounded", unbounded(rows, alike)))
     return [
         {"check": check, "row": row, "message": message}
         for check, said in found
@@ -161,15 +166,15 @@ def larger_eps(rows: Sequence[Record]) -> Said:
                     break
 
 
-def unbounded(rows: Sequence[Record], classes: int) -> Said:
+def unbounded(rows: Sequence[Record], alike: float) -> Said:
     for row in rows:
         free = row["norm"] == "linf" and row["eps"] >= HALF and not blind(row)
-        if free and reaching(row) and clearly(standing(row), 0, row["n"], 1 / classes):
+        if free and reaching(row) and clearly(standing(row), 0, row["n"], alike):
             yield (
                 row["name"],
                 f"{standing(row)} of {row['n']} examples stand within {row['eps']:.4g}, where "
-                f"every image may turn grey, and with it all but one in {classes} fall: gradients "
-                "lead nowhere. Judge by square and transfer.",
+                "every image may turn grey, and then only those of one class stand, at most "
+                f"{alike:.0%}: gradients lead nowhere. Judge by square and transfer.",
             )
 
 

@@ -38,10 +38,10 @@ def lower_bound(hits: ArrayLike, trials: ArrayLike, alpha: float) -> Floats:
             f"{hits.min(initial=0)} to {hits.max(initial=0)} and trials from "
             f"{trials.min(initial=1)} to {trials.max(initial=1)}. Count hits among the trials."
         )
-    from scipy.stats import beta  # half a second to import, and summaries need none of it
+    from scipy.special import betaincinv  # a moment to import, and summaries need none of it
 
-    # beta.ppf(alpha, 0, ...) is nan: with no hits there is no such distribution, and no claim
-    quantile = beta.ppf(alpha, np.maximum(hits, 1), trials - np.maximum(hits, 1) + 1)
+    # with no hits there is no such distribution of a rate, and no claim
+    quantile = betaincinv(np.maximum(hits, 1), trials - np.maximum(hits, 1) + 1, alpha)
     return np.where(hits > 0, quantile, 0.0)
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from advtrain.data.errors import DataError
 from advtrain.lock import locked
@@ -47,50 +46,50 @@ class Source(NamedTuple):
     kept: int | None = None
 
 
-class Labelled(datasets.STL10):
-    """STL-10 without its 2.8 GB of unlabelled images, which nobody here reads."""
-
-    train_list = datasets.STL10.train_list[:2]
-
-
 def mnist() -> Source:
     """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000, 28 x 28 grey."""
-    return _idx("mnist", datasets.MNIST)
+    return _idx("mnist", _torchvision().MNIST)
 
 
 def mnist01() -> Source:
     """The zeros and ones of MNIST: 12,665 and 2,115 images."""
-    return _idx("mnist01", datasets.MNIST)._replace(kept=2)
+    return _idx("mnist01", _torchvision().MNIST)._replace(kept=2)
 
 
 def fashion_mnist() -> Source:
     """Pieces of clothing (Xiao et al. 2017), in the sizes of MNIST."""
-    return _idx("fashion_mnist", datasets.FashionMNIST)
+    return _idx("fashion_mnist", _torchvision().FashionMNIST)
 
 
 def cifar10() -> Source:
     """50,000 and 10,000 photographs (Krizhevsky 2009), 32 x 32 colour, in the Python version."""
-    return _cifar("cifar10", datasets.CIFAR10)
+    return _cifar("cifar10", _torchvision().CIFAR10)
 
 
 def cifar100() -> Source:
     """CIFAR-100, the fine labels."""
-    return _cifar("cifar100", datasets.CIFAR100)
+    return _cifar("cifar100", _torchvision().CIFAR100)
 
 
 def svhn() -> Source:
     """House numbers (Netzer et al. 2011), cropped; label 10 of the files means 0, and is 0 here."""
+    reader = _torchvision().SVHN
     return Source(
         "svhn",
         ("train_32x32.mat", "test_32x32.mat"),
-        lambda root, train, fetch: datasets.SVHN(
-            root, split="train" if train else "test", download=fetch
-        ),
+        lambda root, train, fetch: reader(root, split="train" if train else "test", download=fetch),
     )
 
 
 def stl10() -> Source:
     """The labelled 5,000 and 8,000 photographs (Coates et al. 2011), 96 x 96 colour."""
+    whole: Any = _torchvision().STL10
+
+    class Labelled(whole):
+        """Without the 2.8 GB of unlabelled images, which nobody here reads."""
+
+        train_list = whole.train_list[:2]
+
     names = [file for file, _ in (*Labelled.train_list, *Labelled.test_list)]
     return Source(
         "stl10",
@@ -101,7 +100,14 @@ def stl10() -> Source:
     )
 
 
-def _idx(name: str, reader: type[datasets.MNIST]) -> Source:
+def _torchvision() -> Any:
+    """Its data sets: a quarter of a second to import, which the embedded digits do without."""
+    from torchvision import datasets
+
+    return datasets
+
+
+def _idx(name: str, reader: type[Any]) -> Source:
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return Source(
         name,
@@ -110,7 +116,7 @@ def _idx(name: str, reader: type[datasets.MNIST]) -> Source:
     )
 
 
-def _cifar(name: str, reader: type[datasets.CIFAR10]) -> Source:
+def _cifar(name: str, reader: type[Any]) -> Source:
     names = [file for file, _ in (*reader.train_list, *reader.test_list)]
     return Source(
         name,

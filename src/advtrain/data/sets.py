@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from advtrain.data import digits as embedded
 from advtrain.data import readers
 from advtrain.data.assembly import Assembly, Part
 from advtrain.data.augment import Augment
@@ -40,9 +41,7 @@ def digits(
     become 0 to 255. `kept`: so many of the classes, the first. root and download are keys of every
     set; here nothing is read or fetched.
     """
-    from sklearn.datasets import load_digits  # a second to import, and only this set needs it
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = embedded.load()
     images = torch.from_numpy(np.round(pixels * 255 / 16).astype(np.uint8)).view(-1, 1, 8, 8)
     raw = Raw(images, torch.from_numpy(labels.astype(np.int64)))
     tested = np.sort(balanced_order(raw.labels, seed=0)[:360])

@@ -70,12 +70,12 @@ def _draw(axes: Any, claim: Claim, *, band: bool) -> None:
         loss = 1 - high_probability(1.0, len(claim.radii), found.alpha)
         steps(axes, claim.radii, loss=loss, color=colour, linewidth=0.8, alpha=0.7)
     if band:
-        from scipy.stats import beta
+        from scipy.special import betaincinv
 
         n = len(claim.radii)
         x, hits = _reached(claim.radii)
-        low = beta.ppf(0.025, hits.clip(1), n - hits.clip(1) + 1) * (hits > 0)
-        high = beta.ppf(0.975, hits.clip(max=n - 1) + 1, n - hits.clip(max=n - 1))
+        low = betaincinv(hits.clip(1), n - hits.clip(1) + 1, 0.025) * (hits > 0)
+        high = betaincinv(hits.clip(max=n - 1) + 1, n - hits.clip(max=n - 1), 0.975)
         high[hits == n] = 1.0
         axes.fill_between(x, low, high, step="pre", alpha=0.15, linewidth=0, color=colour)
 

@@ -55,7 +55,7 @@ def markdown(table: Table, run: Run | None = None) -> str:
     """The table and its footnotes; between them, of a single `run`, the attacks one by one."""
     lines = [caption(table), "", *pipes(*_grid(table, MARKDOWN))]
     lines += [f"\n**{MARKDOWN.text(words)}**" for words in table.incomparable]
-    lines += [f"\n{MARKDOWN.text(note)}" for note in (*table.remarks, *table.notes)]
+    lines += [f"\n{MARKDOWN.text(note)}" for note in _sentences(table)]
     lines += ["", *_rows(run, table)] if run is not None and run.rows else []
     lines += [f"\n{note}" for note in _footnotes(table, MARKDOWN)]
     return "\n".join(lines) + "\n"
@@ -87,8 +87,14 @@ def _rows(run: Run, table: Table) -> Iterator[str]:
 def latex(table: Table) -> str:
     """A booktabs table, ready for \\input; the document needs \\usepackage{booktabs}."""
     notes = [LATEX.bold(LATEX.text(words)) for words in table.incomparable]
-    notes += [*map(LATEX.text, (*table.remarks, *table.notes)), *_footnotes(table, LATEX)]
+    notes += [*map(LATEX.text, _sentences(table)), *_footnotes(table, LATEX)]
     return latex_table(LATEX.text(caption(table)), *_grid(table, LATEX), notes)
+
+
+def _sentences(table: Table) -> list[str]:
+    """What stands below a table without a number; first why a row of it is empty or unfinished."""
+    failures = [f"{line.label}: {line.error}" for line in table.lines if line.error]
+    return [*failures, *table.remarks, *table.notes]
 
 
 def _footnotes(table: Table, markup: Markup) -> list[str]:
@@ -139,8 +145,6 @@ def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:
     for column in table.columns:
         size = f" (n = {column.n})" if column.n is not None and table.n is None else ""
         head += [title(column.key) + size, *(["paper"] if column.key in papers else [])]
-    wordy = any(line.error for line in table.lines)
-    head += ["remark"] if wordy else []
     body = []
     for line in table.lines:
         cells = [markup.text(line.label) + markup.marks(line.marks)]
@@ -155,7 +159,7 @@ def _grid(table: Table, markup: Markup) -> tuple[list[str], list[list[str]]]:
                 else:
                     shown = markup.text(paper_text(paper, column))
                     cells.append(shown + markup.marks(paper.marks))
-        body.append([*cells, *([markup.text(line.error)] if wordy else [])])
+        body.append(cells)
     return [markup.text(word) for word in head], body
 
 

@@ -33,6 +33,7 @@ def training_curves(metrics: Sequence[dict[str, float]], path: Path) -> Path | N
             curve(left, metrics, term, label=term, color=colour, linewidth=1.2)
         left.set(title="Loss", xlabel="epoch")
         left.set_ylim(bottom=min(0, left.get_ylim()[0]))
+        left.set_ylim(top=left.get_ylim()[1] + 0.05 * (left.get_ylim()[1] - left.get_ylim()[0]))
         for key, (name, colour, style) in ACCURACIES.items():
             curve(right, metrics, key, label=name, color=colour, linestyle=style)
         right.set(title="Accuracy", xlabel="epoch")
