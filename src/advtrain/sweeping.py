@@ -26,6 +26,7 @@ from advtrain.complaints import explain
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, settled
 from advtrain.expansion import expand
+from advtrain.files import remove_leftovers
 from advtrain.grid import Locate, choices
 from advtrain.ledger import Place, await_others, identity, survey
 
@@ -82,6 +83,7 @@ def sweep(
     wanted = jobs(config, context, arguments)
     folder = Path(config.hydra.sweep.dir)
     Locate.hold(folder)
+    remove_leftovers(folder, folder / "plots")
     known = survey(folder)
     todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
     Locate.sweep = folder

@@ -1,0 +1,327 @@
+"""Jobs that are killed at random points, cut off and starved, and given again until they are done.
+
+An attempt is a process forked from a server that has imported all that a job needs, so it costs
+what its work costs. It is the command itself, with a `Fault`: a signal after so many seconds or at
+the n-th step of writing a file (a new file, a sync, a name), or an error of the disk from there on.
+A power cut is SIGKILL and a newest file that has lost its end, or holds zeros there.
+"""
+
+import ctypes
+import errno
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+KINDS = ("training", "evaluation", "certification", "sweep")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+DATA = ("dataset.train_size=48", "dataset.validation=20", "model=linear", "device=cpu")
+QUIET = ("logger=none", "batch_size=16", "attack.steps=2", "validate.attack.steps=2")
+GRID = (*DATA, *QUIET, "dataset.test_size=20", "epochs=2", "eval=quick", "eval.batch_size=5")
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "training": (*DATA, *QUIET, "job=train", "epochs=8", "average=ema", "watchdog.action=back"),
+    "evaluation": ("eval=quick", "eval.batch_size=4", "eval.size=60", "eval.attacks.pgd.steps=10"),
+    "certification": ("eval=certify", "eval.certify.n=400", "eval.certify.n0=20"),
+    "sweep": ("-m", *GRID, "seed=0,1", "eval.attacks.pgd.steps=3"),
+}
+CERTIFYING = ("eval.certify.size=80", "eval.certify.batch_size=400", "eval.certify.alpha=0.01")
+FOLDER = {"sweep": "hydra.sweep.dir"}
+APPENDED = ("verdicts.jsonl", "certify.tsv", "draws.tsv")
+
+
+class Fault(NamedTuple):
+    """What happens to an attempt: `signum` after `seconds`, or else at step `write` of its files.
+
+    `error`: an errno that every such step answers with from there on, in place of a signal. `cut`:
+    the newest file has then lost its end, or `zeros` are there.
+    """
+
+    signum: int = 0
+    seconds: float | None = None
+    write: int | None = None
+    error: int = 0
+    cut: bool = False
+    zeros: bool = False
+
+
+class Ended(NamedTuple):
+    """An attempt: `code` is negative where a signal ended it; what it said; how long it took."""
+
+    code: int
+    said: str
+    seconds: float
+
+
+def server() -> Any:
+    """A context whose processes are forked from one that has imported torch and all the rest."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["forked"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
+
+
+def attempt(arguments: Sequence[str], folder: Path, fault: Fault | None = None) -> Ended:
+    """One process of the command; `folder`, beside which its output goes, takes the fault."""
+    fault = fault or Fault()
+    log = folder.with_name(f"{folder.name}.log")
+    log.unlink(missing_ok=True)
+    process = server().Process(target=_work, args=(list(arguments), log, fault), daemon=True)
+    began = time.monotonic()
+    process.start()
+    try:
+        if fault.seconds is not None:
+            process.join(fault.seconds)
+            if process.exitcode is None:
+                os.kill(process.pid, fault.signum)
+        process.join(120)
+    finally:
+        process.kill()
+        process.join()
+    took = time.monotonic() - began
+    return Ended(process.exitcode, log.read_text() if log.exists() else "", took)
+
+
+def _work(arguments: list[str], log: Path, fault: Fault) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: none outlives the tests
+    torch.set_num_threads(1)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    if fault.write is not None:
+        set_trap(fault.write, fault)
+    from advtrain.main import main
+
+    sys.argv = ["advtrain", *arguments]
+    main()
+
+
+def set_trap(step: int, fault: Fault) -> None:
+    """Let the fault come before the `step`-th write of this process, counted from 0."""
+    seen = Counter[str]()
+
+    def trapped(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen["steps"] += 1
+            if fault.error and seen["steps"] > step:
+                raise OSError(fault.error, os.strerror(fault.error))
+            if not fault.error and seen["steps"] == step + 1:
+                os.kill(os.getpid(), fault.signum)
+            return real(*args, **kwargs)
+
+        return call
+
+    for module, name in ((tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (os, "link")):
+        setattr(module, name, trapped(getattr(module, name)))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A kind of job, its command without a folder, and what it leaves where nothing disturbs it."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    whole: Path
+    seconds: float
+
+    def line(self, folder: Path) -> list[str]:
+        return [*self.arguments, f"{FOLDER.get(self.kind, 'hydra.run.dir')}={folder}"]
+
+
+def undisturbed(kind: str, here: Path, more: Sequence[str] = ()) -> Job:
+    """The job of that kind, done once without a fault in the folder `here`."""
+    arguments = (*COMMANDS[kind], *more)
+    if kind in ("evaluation", "certification"):
+        network = here / "network"
+        if not network.exists():
+            made = attempt([*COMMANDS["training"], f"hydra.run.dir={network}"], network)
+            assert made.code == 0, made.said
+        arguments = ("job=eval", f"checkpoint={network}", "logger=none", "device=cpu", *arguments)
+    arguments += CERTIFYING if kind == "certification" else ()
+    job = Job(kind, arguments, here / f"{kind}-whole", 0.0)
+    found = attempt(job.line(job.whole), job.whole)
+    assert found.code == 0, found.said
+    return Job(kind, arguments, job.whole, found.seconds)
+
+
+@dataclass
+class Tally:
+    """What happened to the jobs of a kind."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    finished: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def kill_and_repeat(job: Job, here: Path, kills: int, seed: int) -> Tally:
+    """Give the job again and again, each time with a random fault, until there were `kills`.
+
+    `faults` of the tally: each thing that was lost, done again, or came out otherwise.
+    """
+    chance, tally = random.Random(f"{job.kind} {seed}"), Tally()
+    while sum(tally.kills.values()) < kills:
+        folder = here / f"{job.kind}-{tally.finished}"
+        left = kills - sum(tally.kills.values())
+        tally.faults += _until_done(job, folder, min(left, chance.randint(2, 6)), chance, tally)
+        tally.finished += 1
+        shutil.rmtree(folder, ignore_errors=True)
+    return tally
+
+
+def _until_done(
+    job: Job, folder: Path, kills: int, chance: random.Random, tally: Tally
+) -> Iterator[str]:
+    seen: set[tuple[str, str]] = set()
+    for left in range(kills, -1, -1):
+        fault = _drawn(job, chance) if left else None
+        ended = attempt(job.line(folder), folder, fault)
+        tally.attempts += 1
+        if "Traceback" in ended.said:
+            yield f"{fault}: a traceback: {ended.said[-600:]}"
+        if ended.code == 0:
+            break
+        if fault is None or -ended.code not in SIGNALS and ended.code not in (130, 143):
+            yield f"{fault}: exit code {ended.code}: {ended.said[-600:]}"
+            return
+        tally.kills["power cut" if fault.cut else signal.Signals(fault.signum).name] += 1
+        damaged = cut_newest(folder, chance, zeros=fault.zeros) if fault.cut else None
+        seen |= finished(folder, damaged)
+    for place, line in sorted(seen - finished(folder)):
+        yield f"{place}: done and lost, or done again: {line[:200]}"
+    yield from differences(job.whole, folder)
+
+
+def _drawn(job: Job, chance: random.Random) -> Fault:
+    cut = chance.random() < 0.25
+    signum = signal.SIGKILL if cut else chance.choice(SIGNALS)
+    more = {"cut": cut, "zeros": chance.random() < 0.3}
+    if chance.random() < 0.5:
+        return Fault(signum, write=chance.randrange(60), **more)
+    return Fault(signum, seconds=chance.uniform(0.05, 1.0) * job.seconds, **more)
+
+
+def cut_newest(folder: Path, chance: random.Random, *, zeros: bool) -> Path | None:
+    """Take the end off the newest file in `folder`, or let zeros be there; the file, if any.
+
+    Files of Hydra and logs of messages, which nothing reads, are passed by.
+    """
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+    files = [path for path in files if path.suffix not in (".log", ".yaml", ".lock")]
+    if not files:
+        return None
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    content = newest.read_bytes()
+    at = chance.randrange(len(content))
+    newest.write_bytes(content[:at] + bytes(len(content) - at if zeros else 0))
+    return newest
+
+
+def finished(folder: Path, damaged: Path | None = None) -> set[tuple[str, str]]:
+    """What is done, line by line with the seconds that it took: verdicts, certificates, epochs.
+
+    Without the last epoch where its checkpoint is `damaged`.
+    """
+    found = set()
+    for name in (*APPENDED, "metrics.jsonl"):
+        for path in folder.rglob(name):
+            lines = path.read_bytes().split(b"\n")[:-1]  # of the last nothing, or a part
+            run = path.parent
+            if name == "metrics.jsonl" and damaged == run / "checkpoints" / "last.pt":
+                lines = lines[:-1]
+            told = [line.decode(errors="replace") for line in lines]
+            found |= {(str(path.relative_to(folder)), line) for line in told}
+    return found
+
+
+def differences(whole: Path, other: Path) -> Iterator[str]:
+    """What is not as it is in the undisturbed folder, in words; times are passed by."""
+    for path in sorted(whole.rglob("status.json")):
+        run, there = path.parent, other / path.parent.relative_to(whole)
+        if not (there / "status.json").exists():
+            yield f"{there}: no status"
+            continue
+        state = json.loads((there / "status.json").read_text())["state"]
+        if state != "done":
+            yield f"{there}: {state}"
+        for name in ("last", "best"):
+            yield from _of_checkpoints(run, there, f"checkpoints/{name}.pt")
+        yield from _of_texts(run, there)
+    for name in ("table.md", "table.tex", "table.csv"):
+        for path in sorted(whole.rglob(name)):
+            there = other / path.relative_to(whole)
+            if not there.exists() or _named(path, whole) != _named(there, other):
+                yield f"{there} is another"
+    if left := [*other.rglob(".*.tmp")]:
+        yield f"left behind: {left}"
+
+
+def _of_checkpoints(run: Path, there: Path, name: str) -> Iterator[str]:
+    if (run / name).exists():
+        a, b = (torch.load(each / name, weights_only=True) for each in (run, there))
+        if not same(a, b):
+            yield f"{there / name} is another"
+
+
+def _of_texts(run: Path, there: Path) -> Iterator[str]:
+    for name in ("results.json", "metrics.jsonl", "certify.tsv", "draws.tsv", "verdicts.jsonl"):
+        if (run / name).exists() and _content(run / name) != _content(there / name):
+            yield f"{there / name} is another"
+
+
+def _content(path: Path) -> Any:
+    """What a file says, without times."""
+    if path.suffix == ".tsv":
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        return [line[:5] for line in lines]
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+    content = _timeless(json.loads(path.read_text()))
+    return {key: value for key, value in content.items() if key not in ("overrides", "training")}
+
+
+TIMES = ("seconds", "examples_per_second", "crc32")
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(each) for key, each in value.items() if key not in TIMES}
+    return [_timeless(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _named(path: Path, folder: Path) -> str:
+    return path.read_text().replace(folder.name, "FOLDER")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints hold the same bits, times apart."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        kept = [key for key in a if key not in TIMES]
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in kept)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+FULL = Fault(error=errno.ENOSPC)
