@@ -7,19 +7,20 @@ A power cut is SIGKILL and a newest file that has lost its end, or holds zeros t
 """
 
 import ctypes
-import errno
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,11 +59,13 @@ class Fault(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An attempt: `code` is negative where a signal ended it; what it said; how long it took."""
+    """An attempt: `code` is negative where a signal ended it; what it said; how long it took, and
+    how many writes, where a fault waited for one."""
 
     code: int
     said: str
     seconds: float
+    writes: int
 
 
 def server() -> Any:
@@ -70,7 +73,8 @@ def server() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["forked"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    paths = [str(Path(__file__).parent), *([before] if before else [])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     try:
         forkserver.ensure_running()
     finally:
@@ -80,11 +84,12 @@ def server() -> Any:
     return context
 
 
-def attempt(arguments: Sequence[str], folder: Path, fault: Fault | None = None) -> Ended:
-    """One process of the command; `folder`, beside which its output goes, takes the fault."""
+def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) -> Ended:
+    """One process of the command, which meets the fault; what it says goes beside `output`."""
     fault = fault or Fault()
-    log = folder.with_name(f"{folder.name}.log")
-    log.unlink(missing_ok=True)
+    log, writes = (output.with_name(f"{output.name}.{each}") for each in ("log", "writes"))
+    for each in (log, writes):
+        each.unlink(missing_ok=True)
     process = server().Process(target=_work, args=(list(arguments), log, fault), daemon=True)
     began = time.monotonic()
     process.start()
@@ -98,7 +103,8 @@ def attempt(arguments: Sequence[str], folder: Path, fault: Fault | None = None) 
         process.kill()
         process.join()
     took = time.monotonic() - began
-    return Ended(process.exitcode, log.read_text() if log.exists() else "", took)
+    said, counted = (each.read_text() if each.exists() else "" for each in (log, writes))
+    return Ended(process.exitcode, said, took, int(counted or 0))
 
 
 def _work(arguments: list[str], log: Path, fault: Fault) -> None:
@@ -107,17 +113,20 @@ def _work(arguments: list[str], log: Path, fault: Fault) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    seen = Counter[str]()
     if fault.write is not None:
-        set_trap(fault.write, fault)
+        set_trap(fault.write, fault, seen)
     from advtrain.main import main
 
     sys.argv = ["advtrain", *arguments]
-    main()
+    try:
+        main()
+    finally:
+        log.with_suffix(".writes").write_text(str(seen["steps"]))
 
 
-def set_trap(step: int, fault: Fault) -> None:
+def set_trap(step: int, fault: Fault, seen: Counter[str]) -> None:
     """Let the fault come before the `step`-th write of this process, counted from 0."""
-    seen = Counter[str]()
 
     def trapped(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -142,6 +151,7 @@ class Job:
     arguments: tuple[str, ...]
     whole: Path
     seconds: float
+    writes: int
 
     def line(self, folder: Path) -> list[str]:
         return [*self.arguments, f"{FOLDER.get(self.kind, 'hydra.run.dir')}={folder}"]
@@ -157,10 +167,11 @@ def undisturbed(kind: str, here: Path, more: Sequence[str] = ()) -> Job:
             assert made.code == 0, made.said
         arguments = ("job=eval", f"checkpoint={network}", "logger=none", "device=cpu", *arguments)
     arguments += CERTIFYING if kind == "certification" else ()
-    job = Job(kind, arguments, here / f"{kind}-whole", 0.0)
-    found = attempt(job.line(job.whole), job.whole)
+    job = Job(kind, arguments, here / f"{kind}-whole", 0.0, 0)
+    attempt(["--version"], job.whole)  # after which the server is ready
+    found = attempt(job.line(job.whole), job.whole, Fault(write=1_000_000))
     assert found.code == 0, found.said
-    return Job(kind, arguments, job.whole, found.seconds)
+    return replace(job, seconds=found.seconds, writes=found.writes)
 
 
 @dataclass
@@ -182,9 +193,11 @@ def kill_and_repeat(job: Job, here: Path, kills: int, seed: int) -> Tally:
     while sum(tally.kills.values()) < kills:
         folder = here / f"{job.kind}-{tally.finished}"
         left = kills - sum(tally.kills.values())
-        tally.faults += _until_done(job, folder, min(left, chance.randint(2, 6)), chance, tally)
+        wrong = [*_until_done(job, folder, min(left, chance.randint(2, 6)), chance, tally)]
         tally.finished += 1
-        shutil.rmtree(folder, ignore_errors=True)
+        tally.faults += wrong
+        if not wrong:  # else it is left to be looked at
+            shutil.rmtree(folder)
     return tally
 
 
@@ -200,12 +213,14 @@ def _until_done(
             yield f"{fault}: a traceback: {ended.said[-600:]}"
         if ended.code == 0:
             break
-        if fault is None or -ended.code not in SIGNALS and ended.code not in (130, 143):
+        if fault is None or (-ended.code not in SIGNALS and ended.code not in (130, 143)):
             yield f"{fault}: exit code {ended.code}: {ended.said[-600:]}"
             return
         tally.kills["power cut" if fault.cut else signal.Signals(fault.signum).name] += 1
+        before = finished(folder)
         damaged = cut_newest(folder, chance, zeros=fault.zeros) if fault.cut else None
-        seen |= finished(folder, damaged)
+        after = finished(folder, damaged)
+        seen = (seen | after) - (before - after)
     for place, line in sorted(seen - finished(folder)):
         yield f"{place}: done and lost, or done again: {line[:200]}"
     yield from differences(job.whole, folder)
@@ -216,7 +231,7 @@ def _drawn(job: Job, chance: random.Random) -> Fault:
     signum = signal.SIGKILL if cut else chance.choice(SIGNALS)
     more = {"cut": cut, "zeros": chance.random() < 0.3}
     if chance.random() < 0.5:
-        return Fault(signum, write=chance.randrange(60), **more)
+        return Fault(signum, write=chance.randrange(job.writes), **more)
     return Fault(signum, seconds=chance.uniform(0.05, 1.0) * job.seconds, **more)
 
 
@@ -309,7 +324,9 @@ def _timeless(value: Any) -> Any:
 
 
 def _named(path: Path, folder: Path) -> str:
-    return path.read_text().replace(folder.name, "FOLDER")
+    """A table without the time that rows took, and the name of its folder."""
+    text = path.read_text().replace(folder.name, "FOLDER")
+    return re.sub(r"[0-9.]+ (s|min|h)\b", "TIME", text)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -324,4 +341,46 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-FULL = Fault(error=errno.ENOSPC)
+def fill_disks(job: Job, here: Path, disks: int, seed: int, tally: Tally) -> None:
+    """Give the job on a disk (tmpfs) that is too small for it, then with room.
+
+    Needs the right to mount. Where the job fits, nothing is counted.
+    """
+    chance = random.Random(f"disk {job.kind} {seed}")
+    for number in range(disks):
+        disk = here / f"{job.kind}-disk-{number}"
+        disk.mkdir()
+        room = f"size={chance.randrange(8, 200)}k"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", room, "tmpfs", disk], check=True)
+        try:
+            tally.faults += _on_full_disk(job, disk, tally)
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+        tally.finished += 1
+
+
+def _on_full_disk(job: Job, disk: Path, tally: Tally) -> Iterator[str]:
+    folder = disk / f"{job.kind}-full"
+    full = attempt(job.line(folder), disk)
+    seen = finished(folder)
+    if full.code != 0:
+        tally.kills["full disk"] += 1
+        yield from sentences(full, 1)
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    again = attempt(job.line(folder), disk)
+    tally.attempts += 2
+    if again.code != 0:
+        yield f"with room: exit code {again.code}: {again.said[-600:]}"
+        return
+    for place, line in sorted(seen - finished(folder)):
+        yield f"{place}: done and lost, or done again: {line[:200]}"
+    yield from differences(job.whole, folder)
+
+
+def sentences(ended: Ended, code: int) -> Iterator[str]:
+    """What is wrong with the words of an attempt that should have ended with `code`."""
+    if ended.code != code:
+        yield f"exit code {ended.code}, not {code}: {ended.said[-600:]}"
+    told = [line for line in ended.said.splitlines() if line.startswith("advtrain: ")]
+    if "Traceback" in ended.said or not told:
+        yield f"no sentence: {ended.said[-900:]}"

@@ -36,8 +36,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_beside(path: Path, write: Callable[[IO[bytes]], object], kept: Path | None) -> None:

@@ -82,8 +82,10 @@ def main() -> None:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
         if Locate.sweep is not None and ledger.codes(Locate.sweep):
-            ledger.close(Locate.sweep)
-            _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
+            try:
+                _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
+            except KeyboardInterrupt:
+                code = 130
     sys.exit(code)
 
 
@@ -192,6 +194,7 @@ def _report_grid(sweep: Path, *, whole: bool) -> None:
     from advtrain.reporting.writing import write_set
 
     try:
+        ledger.close(sweep)
         report = write_set([sweep], sweep)
         with unread_output():
             print_set(report)
