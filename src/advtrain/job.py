@@ -128,10 +128,10 @@ def _fail(
     when a wrong command is pointed at it. Returns the exit code.
     """
     log.info("the job failed", exc_info=error)  # to the log file of the run, not to the terminal
-    code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
     if lacks := determinism.missing(error):
-        advice = "Use deterministic=false, or device=cpu."
-        error = ConfigError(f"deterministic=true: {lacks} cannot be had so here. {advice}")
+        has = f"torch has no such kernel for {lacks} here"
+        error = ConfigError(f"deterministic=true: {has}. Use deterministic=false.")
+    code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
     mishap = mishaps.told(error)
     foreseen = mishap is not None or isinstance(error, FORESEEN)
     message = str(error) if foreseen else f"{type(error).__name__}: {error}"
