@@ -62,7 +62,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0] if __doc__ else "",
     )
     parser.add_argument("--kills", type=int, default=200, help="over all kinds (default: 200)")
-    help_kinds = f"of {','.join(faults.KINDS)} (default: all)"
+    known = (*faults.KINDS, faults.OWN)
+    help_kinds = f"of {','.join(known)} (default: all but the last)"
     parser.add_argument(
         "--kinds", type=lambda text: text.split(","), default=list(faults.KINDS), help=help_kinds
     )
@@ -70,8 +71,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--disks", type=int, default=0, help=help_disks)
     parser.add_argument("--seed", type=int, default=0)
     found = parser.parse_args(arguments)
-    if unknown := [each for each in found.kinds if each not in faults.KINDS]:
-        parser.error(f"--kinds {','.join(unknown)}: choose of {', '.join(faults.KINDS)}")
+    if unknown := [each for each in found.kinds if each not in known]:
+        parser.error(f"--kinds {','.join(unknown)}: choose of {', '.join(known)}")
     return found
 
 
