@@ -83,8 +83,8 @@ def sweep(
     wanted = jobs(config, context, arguments)
     folder = Path(config.hydra.sweep.dir)
     Locate.hold(folder)
-    remove_leftovers(folder, folder / "plots")
     known = survey(folder)
+    remove_leftovers(folder, folder / "plots")
     todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
     Locate.sweep = folder
     if told:
