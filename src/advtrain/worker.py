@@ -54,8 +54,8 @@ def main(descriptor: int) -> None:
             with watch:
                 ended = _do(config, folder, context)
             pool.send(ended)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            return  # the pool is gone, or was asked to stop before the job listened
 
 
 def _placed(config: DictConfig, task: Task) -> Path:
