@@ -8,7 +8,8 @@ import time
 
 import faults
 import pytest
-from faults import KINDS, Fault, attempt, differences, finished, sentences
+from faults import KINDS, Fault, attempt, sentences
+from outcomes import differences, finished
 
 from advtrain.lock import locked
 from advtrain.reporting import cli

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 import torch
-from faults import differences, finished
+from outcomes import differences, finished
 from running import TINY, TRAINING, run
 
 from advtrain import checkpoints, determinism, evaluation, mishaps, tracking, training

@@ -36,6 +36,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # of a library, in words of its own
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
