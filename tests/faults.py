@@ -98,7 +98,7 @@ def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) 
             process.join(fault.seconds)
             if process.exitcode is None:
                 os.kill(process.pid, fault.signum)
-        process.join(120)
+        process.join(600)  # a job that hangs
     finally:
         process.kill()
         process.join()
