@@ -95,6 +95,8 @@ def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) 
     process.start()
     try:
         if fault.seconds is not None:
+            while not log.exists() and process.is_alive():  # until it is at work
+                time.sleep(0.005)
             process.join(fault.seconds)
             if process.exitcode is None:
                 os.kill(process.pid, fault.signum)
@@ -109,6 +111,7 @@ def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) 
 
 def _work(arguments: list[str], log: Path, fault: Fault) -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: none outlives the tests
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before the command can answer it
     torch.set_num_threads(1)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -119,6 +122,7 @@ def _work(arguments: list[str], log: Path, fault: Fault) -> None:
     from advtrain.main import main
 
     sys.argv = ["advtrain", *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     finally:
