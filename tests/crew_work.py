@@ -52,7 +52,7 @@ def unreported(name: str) -> Iterator[None]:
     """Inside, a run draws no plots, which take longer than all else; that of `plain` does."""
     with pytest.MonkeyPatch.context() as patch:
         if name != "plain":
-            patch.setattr(program, "write_run", lambda directory: None)
+            patch.setattr(program, "write_run", lambda directory, *, state: None)
         yield
 
 

@@ -91,6 +91,18 @@ def test_what_was_cut_goes_on_to_the_same_end(whole):
         assert (each.prediction, each.radius) == (before.prediction, before.radius)
 
 
+def test_certificates_whose_numbers_of_draws_are_lost_are_made_again_and_no_others(whole):
+    end, before = certified(whole), (whole / "certify.tsv").read_text().splitlines()
+    tally = whole / "draws.tsv"
+    tally.write_text("".join(tally.read_text().splitlines(keepends=True)[:13]))
+    kept = numbers_in(tally)
+    assert run(whole, *PLAN, *ASKED)["state"] == "done"
+    assert certified(whole) == end
+    again = (whole / "certify.tsv").read_text().splitlines()
+    lost = [line for line in before if line not in again]
+    assert 0 < len(lost) <= 20 - len(kept)
+
+
 def test_without_the_numbers_of_draws_all_certificates_are_made_again(whole):
     end = certified(whole)
     (whole / "draws.tsv").unlink()

@@ -11,12 +11,12 @@ ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
-    " divergences conditions fingerprints world crew exchange sharing",
+    " divergences conditions intact determinism fingerprints world crew exchange sharing",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
-    "training history watchdog rescue evaluation records results checkpoints tracking sheets"
-    " progress status reporting trust kinds digests probes masking answers chance lottery findings"
-    " tolerance",
+    "training history watchdog rescue evaluation records results checkpoints newest mishaps"
+    " tracking sheets progress status reporting trust kinds digests probes masking answers chance"
+    " lottery findings tolerance",
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"

@@ -3,11 +3,9 @@
 import json
 import math
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -124,44 +122,6 @@ def test_a_run_stopped_between_any_two_steps_goes_on_bit_for_bit(tmp_path, metho
         assert equal(weights(directory), weights(tmp_path / "whole"))
         assert equal(weights(directory, "best"), weights(tmp_path / "whole", "best"))
         assert numbers(directory) == numbers(tmp_path / "whole")
-
-
-def test_kill_nine_at_random_moments_changes_nothing(tmp_path):
-    options = (*TINY, "epochs=6", "eval.attacks.pgd_linf.steps=30", "eval.batch_size=4")
-    run(tmp_path / "whole", *options)
-    arguments = [*options, f"hydra.run.dir={tmp_path / 'killed'}"]
-    moments = random.Random(0)
-    kills = 0
-    while kills < 10:
-        process = subprocess.Popen(
-            [sys.executable, "-c", PATIENT, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(moments.uniform(0.05, 0.6))
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-    last = command(*arguments, cwd=tmp_path)
-    assert last.returncode == 0, last.stderr
-    assert kills >= 3
-    assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
-
-
-# Imports first, so that the time until the kill is time of work.
-PATIENT = """
-import advtrain.job, advtrain.main, sklearn.datasets, scipy.stats, sys
-print("ready", flush=True)
-sys.argv = ["advtrain", *sys.argv[1:]]
-advtrain.main.main()
-"""
 
 
 # Each takes from a quarter of a second to a whole one, on every start.

@@ -1,11 +1,11 @@
-"""The log of verdicts: what was written comes back, and damage is told."""
+"""The log of verdicts: what was written comes back, and damage is told and left out."""
 
 import json
 from dataclasses import asdict, replace
 
 import pytest
 
-from advtrain.records import VerdictLog, Verdicts
+from advtrain.records import CHECK, VerdictLog, Verdicts
 
 GOOD = Verdicts("k", (0, 1, 2), "110", "010", 0, 0, 6, 3, 0.5)
 
@@ -56,7 +56,25 @@ def test_verdicts_come_back_and_a_torn_last_line_is_cut_off(path):
         ),
     ],
 )
-def test_a_damaged_line_is_refused_with_its_number(path, line):
-    path.write_text(path.read_text() + line + "\n" + path.read_text())
-    with pytest.raises(ValueError, match=r"verdicts\.jsonl, line 2, is no verdict"):
-        VerdictLog(path)
+def test_a_damaged_line_is_told_and_left_out(path, caplog, line):
+    whole = path.read_text()
+    other = replace(GOOD, row="other")
+    path.write_text(whole + line + "\n")
+    VerdictLog(path).append(other)
+    assert "verdicts.jsonl, line 2, is no verdict" in caplog.text
+    caplog.clear()
+    assert list(VerdictLog(path).lines.values()) == [GOOD, other]
+    assert path.read_text().startswith(whole) and path.read_text().count("\n") == 2
+    assert not caplog.text
+
+
+def test_a_verdict_that_is_not_as_it_was_written_is_judged_again(path, caplog):
+    path.write_text(path.read_text().replace('"robust": "010"', '"robust": "011"'))
+    assert VerdictLog(path).find("k", (0, 1, 2)) is None
+    assert "judged again" in caplog.text and path.read_text() == ""
+
+
+def test_verdicts_from_before_there_were_checksums_count(path):
+    fields = {key: value for key, value in json.loads(path.read_text()).items() if key != CHECK}
+    path.write_text(json.dumps(fields) + "\n")
+    assert VerdictLog(path).find("k", (0, 1, 2)) == GOOD

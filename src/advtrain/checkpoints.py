@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.files import write_atomic
+from advtrain.intact import damage
 from advtrain.parts import within
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
@@ -26,22 +27,41 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, or of another model; the message names the file."""
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` so that `path` is at every moment a whole file, the old one or the new."""
-    write_atomic(path, lambda stream: torch.save(dict(content), stream))
+class Damaged(CheckpointError):
+    """A checkpoint is there, but not as it was written; `why`: what shows it."""
+
+    def __init__(self, message: str, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why
+
+
+def save(path: Path, content: Mapping[str, Any], *, kept: Path | None = None) -> None:
+    """Write `content` so that `path` is at every moment a whole file, the old one or the new.
+
+    `kept`: where the old one stays.
+    """
+    try:
+        write_atomic(path, lambda stream: torch.save(dict(content), stream), kept=kept)
+    except RuntimeError as error:  # torch tells where in the file it was, not of a full disk
+        if isinstance(error.__context__, OSError):
+            cause = error.__context__
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        raise
 
 
 def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU; nothing in the file is executed.
 
-    CheckpointError: no such file, a damaged one, or one with more in it than weights; the message
-    begins with `key`.
+    CheckpointError: no such file, or one with more in it than weights; Damaged: one that is not as
+    it was written. The message begins with `key`.
     """
     if not path.is_file():
         raise CheckpointError(
             f"{key}={path}: there is no such file. Give a run directory, a checkpoint file of "
             "advtrain, or a state dict saved by torch.save."
         )
+    if why := damage(path):
+        raise Damaged(f"{key}={path} is damaged: {why}.", why)
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's own words on foreign objects
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,7 +71,8 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
             "is not opened: they could run code. Save model.state_dict() alone and give that file."
         ) from error
     except Exception as error:  # a damaged file fails in any way, deep inside the reader
-        raise CheckpointError(f"{key}={path} is damaged or no checkpoint at all.") from error
+        why = "it is no whole file of torch.save"
+        raise Damaged(f"{key}={path} is damaged or no checkpoint at all.", why) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{key}={path} holds a {type(content).__name__}, not a state dict.")
     return dict(content)

@@ -47,7 +47,7 @@ class Locate(Callback):
     def hold(sweep: Path) -> None:
         """Keep others from the folder. ConfigError: another grid is at work there."""
         try:
-            Locate.held.enter_context(locked(sweep / ".lock", wait=False))
+            Locate.held.enter_context(locked(sweep / ".lock", wait=0))
         except BlockingIOError as error:
             raise ConfigError(
                 f"hydra.sweep.dir={sweep}: another grid is at work there. Choose another, or wait."

@@ -16,7 +16,7 @@ from advtrain.config import ConfigError
 from advtrain.fingerprints import fingerprint
 from advtrain.lock import locked
 
-OUTSIDE = {"name", "logger", "resume", "device", "packages", "plan"}
+OUTSIDE = {"name", "logger", "resume", "device", "deterministic", "packages", "plan"}
 """Keys of what a job is called and where it runs, not of what it computes."""
 PLACES = {"root", "download", "cache", "device_limit", "workers"}
 """The same, of the data set."""
@@ -136,7 +136,7 @@ def _is_stale(folder: Path, checkpoint: Any) -> bool:
 def _is_free(folder: Path) -> bool:
     """Whether no process is at work there."""
     try:
-        with locked(folder / ".lock", wait=False):
+        with locked(folder / ".lock", wait=0):
             return True
     except OSError:
         return False

@@ -6,7 +6,7 @@ Composition, help and errors in the configuration never import torch; a job does
 import argparse
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.expansion import single
+from advtrain.files import FULL
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
+from advtrain.lock import locked
 from advtrain.together import together
 from advtrain.world import speaks
 
@@ -69,19 +71,21 @@ def main() -> None:
         code = DONE
     except OSError as error:  # of the run directory; those of a job end in its status
         print(
-            f"advtrain: {error.filename} cannot be written ({error.strerror}); choose another "
-            "hydra.run.dir= or hydra.sweep.dir=.",
+            f"advtrain: {error.filename or 'the run directory'} cannot be written "
+            f"({error.strerror}); choose another hydra.run.dir= or hydra.sweep.dir=.",
             file=sys.stderr,
         )
-        code = INVALID
+        code = FAILED if error.errno in FULL else INVALID
     except KeyboardInterrupt:
         code = 130
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
         if Locate.sweep is not None and ledger.codes(Locate.sweep):
-            ledger.close(Locate.sweep)
-            _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
+            try:
+                _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
+            except KeyboardInterrupt:
+                code = 130
     sys.exit(code)
 
 
@@ -103,6 +107,20 @@ def validate(parsed: argparse.Namespace) -> None:
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
             _, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])
+        if not grid and speaks():
+            _refuse_occupied(Path(config.hydra.run.dir))
+
+
+def _refuse_occupied(directory: Path) -> None:
+    """ConfigError: a job is at work there; Hydra would write this line's `.hydra` over its own."""
+    lock = directory / ".lock"
+    try:
+        with locked(lock, wait=0) if lock.exists() else nullcontext():
+            pass
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"hydra.run.dir={directory}: another process is at work there. Choose another."
+        ) from error
 
 
 def of_table(arguments: list[str]) -> list[str]:
@@ -181,6 +199,7 @@ def _report_grid(sweep: Path, *, whole: bool) -> None:
     from advtrain.reporting.writing import write_set
 
     try:
+        ledger.close(sweep)
         report = write_set([sweep], sweep)
         with unread_output():
             print_set(report)

@@ -87,8 +87,10 @@ class Slot:
         self.process = self.pipe = None
 
     def signal(self, signum: int) -> None:
+        """Pass a signal on. Before the job begins nothing would hear Ctrl-C but the interpreter."""
         if self.task is not None and self.process is not None:
-            self.process.send_signal(signum)
+            early = self.began is None and signum == signal.SIGINT
+            self.process.send_signal(signal.SIGTERM if early else signum)
 
 
 @dataclass

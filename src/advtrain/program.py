@@ -9,6 +9,7 @@ from typing import Any
 from advtrain import checkpoints, status
 from advtrain.config import ConfigError, make
 from advtrain.exchange import of_leader
+from advtrain.newest import CheckpointLost
 from advtrain.reporting.writing import write_run
 from advtrain.run_evaluation import evaluate_model
 from advtrain.run_training import differences, identity, train
@@ -75,9 +76,20 @@ def _tracker(
 
 
 def _report(directory: Path, tracker: Tracker) -> None:
-    status.write(directory, "done", exit_code=0)
-    write_run(directory)
+    write_run(directory, state="done")
+    status.write(directory, "done", exit_code=0)  # last: what says so has all its files
     tracker.images(sorted((directory / "plots").glob("*.png")))
+
+
+def _best(best: Path) -> dict[str, Any]:
+    """Its content. CheckpointLost: it is damaged; no other weights are judged in its place."""
+    try:
+        return checkpoints.load(best)
+    except checkpoints.Damaged as error:
+        raise CheckpointLost(
+            f"{best} is damaged ({error.why}). Put back a copy, judge the newest weights by "
+            f"job=eval checkpoint={best.with_name('last.pt')}, or train again with resume=false."
+        ) from error
 
 
 def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None]) -> dict[str, Any]:
@@ -89,7 +101,7 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
             logger.warning("%s", said)
         return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
     best = here.directory / "checkpoints" / "best.pt"
-    content = of_leader(partial(checkpoints.load, best))
+    content = of_leader(partial(_best, best))
     for key, (there, now) in differences(identity(content["config"]), identity(config)).items():
         raise ConfigError(f"{best} is of a run with {key}={there}, not {now}; use resume=false.")
     checkpoints.restore(model, checkpoints.weights(content, best), best)

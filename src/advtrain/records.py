@@ -1,18 +1,24 @@
 """Verdicts on disk: one line per attack and batch, appended as it is reached, read back to resume.
 
 A line is whole or it is not there: a torn last line, of a killed run, is cut off on opening. Any
-other line that is no verdict is refused.
+other line that is no verdict, or that is not as it was written, by the checksum in it, is told and
+left out: its batch is judged again.
 Numbers in results.json come from these lines and from nothing else.
 """
 
 import json
+import logging
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from advtrain.files import naming, write_bytes
 from advtrain.world import leads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,6 @@ class Verdicts:
 class VerdictLog:
     """The verdicts of a run directory; `append` returns once a line is on disk. Of several
     processes all know them, and the leader writes.
-
-    ValueError: a line of the file, other than a torn last one, is no verdict.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,17 +61,18 @@ class VerdictLog:
             return
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        kept = []
+        for number, line in enumerate(whole.splitlines(keepends=True), start=1):
             try:
-                yield parsed(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(
-                    f"{self.path}, line {number}, is no verdict: {line[:60]!r}. Remove the line to "
-                    "judge its batch again, or the file to evaluate all again."
-                ) from error
+                found = parsed(summed(json.loads(line)))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                told = f"{self.path}, line {number}, is no verdict: {line[:60]!r}"
+                log.warning("%s. It is left out, and its batch judged again.", told)
+            else:
+                kept.append(line)
+                yield found
+        if sum(map(len, kept)) < len(content):
+            write_bytes(self.path, b"".join(kept))
 
     def find(self, row: str, at: tuple[int, ...]) -> Verdicts | None:
         return self.lines.get((row, at))
@@ -75,11 +80,28 @@ class VerdictLog:
     def append(self, verdicts: Verdicts) -> None:
         if leads():
             told = {key: value for key, value in asdict(verdicts).items() if value != ()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(told) + "\n")
+            line = json.dumps({**told, CHECK: checksum(told)})
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
                 file.flush()
                 os.fsync(file.fileno())
         self.lines[verdicts.row, verdicts.at] = verdicts
+
+
+CHECK = "crc32"
+
+
+def checksum(fields: Mapping[str, Any]) -> int:
+    """Of a line without its own, as it is written."""
+    return zlib.crc32(json.dumps(fields).encode())
+
+
+def summed(fields: Any) -> dict[str, Any]:
+    """The fields of a line without its checksum; old lines have none. ValueError: another one."""
+    rest = {key: value for key, value in fields.items() if key != CHECK}
+    if fields.get(CHECK, checksum(rest)) != checksum(rest):
+        raise ValueError("it is not as it was written")
+    return rest
 
 
 def parsed(fields: Any) -> Verdicts:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advtrain.certification.adaptive import Answers, settle
 from advtrain.certification.draws import DRAWS, Drawn
 from advtrain.certification.lines import claim
-from advtrain.certification.log import Certificate, Writer, read, repair
+from advtrain.certification.log import CERTIFICATES, Certificate, Writer, read, repair
 from advtrain.certification.noise import KINDS, Noise, linf, norm
 from advtrain.certification.premises import doubts
 from advtrain.certification.smoothing import Smoothed, streams_of
@@ -69,11 +69,14 @@ def certify(
 
     def done_before() -> set[int]:
         header([log, drawn])
-        done = {each.index for each in repair(log).certificates}
-        if radii is not None and not done <= {each.index for each in DRAWS.repair(drawn).lines}:
-            log.unlink()  # somebody removed the numbers of draws: all of it once more
-            return set()
-        return done
+        known = repair(log).certificates
+        if radii is not None:  # lines whose numbers of draws are lost are made once more
+            counted = {each.index for each in DRAWS.repair(drawn).lines}
+            lost = [each for each in known if each.index not in counted]
+            known = tuple(each for each in known if each.index in counted)
+            if lost:
+                CERTIFICATES.rewrite(log, known)
+        return {each.index for each in known}
 
     def certified(places: Sequence[int]) -> Iterator[list[tuple[Certificate, Drawn]]]:
         began = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from advtrain import checkpoints
+from advtrain import checkpoints, newest
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
 from advtrain.data.split import Data
@@ -42,7 +42,7 @@ from advtrain.world import here
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile", "published", "paper", "plan"),
+    *("scale", "compile", "deterministic", "published", "paper", "plan"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""
@@ -111,9 +111,9 @@ def train(
 
 def _goes_on(last: Path, resume: bool) -> bool:
     """Whether to go on from `last`; never leaves older weights beside the numbers of a new run."""
-    if last.exists() and resume:
+    if newest.exists(last) and resume:
         return True
-    last.unlink(missing_ok=True)
+    newest.remove(last)
     last.with_name("best.pt").unlink(missing_ok=True)
     return False
 
@@ -168,12 +168,13 @@ class Course:
 
     def save_last(self) -> None:
         """The present state, to go on from."""
-        self._save("last", training=self.rescue.state_dict())
+        self._save("last", newest.PREVIOUS, training=self.rescue.state_dict())
 
-    def _save(self, name: str, **more: Any) -> None:
-        path = self.setting.directory / "checkpoints" / f"{name}.pt"
+    def _save(self, name: str, previous: str | None = None, **more: Any) -> None:
+        folder = self.setting.directory / "checkpoints"
         content = _content(self.setting, self.facts, self.state, len(self.batches))
-        of_leader(lambda: checkpoints.save(path, content | more))
+        kept = folder / previous if previous else None
+        of_leader(lambda: checkpoints.save(folder / f"{name}.pt", content | more, kept=kept))
 
 
 def method_of(setting: Setting, state: TrainState, freezing: Freezing) -> Method:
@@ -257,7 +258,7 @@ def described(data: Data) -> dict[str, Any]:
 
 
 def _resume(path: Path, rescue: Rescue, setting: Setting) -> None:
-    content = of_leader(partial(checkpoints.load, path))
+    content = of_leader(partial(newest.load_newest, path))
     if "training" not in content:
         raise checkpoints.CheckpointError(
             f"{path} holds nothing to resume from. Use resume=false to start again, or "

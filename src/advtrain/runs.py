@@ -12,6 +12,7 @@ from advtrain import checkpoints
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
+from advtrain.determinism import demand
 from advtrain.models import layouts
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
@@ -86,6 +87,7 @@ class Program:
     precision: Literal["fp32", "bf16"]
     spectral_norm: Literal["none", "matrix", "convolution"]
     compile: bool
+    deterministic: bool
     batch_norm: Literal["sync", "local"]
     packages: list[str]
     published: Mapping[str, Unit]
@@ -150,6 +152,7 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     """Load the data and choose the device; from here on fp32 is fp32, on every device."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    demand(config["deterministic"])
     device = choose_device(config["device"])
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)

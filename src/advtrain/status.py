@@ -1,4 +1,8 @@
-"""How a run stands: `status.json` in its directory, rewritten atomically at each change."""
+"""How a run stands: `status.json` in its directory, rewritten atomically at each change.
+
+The version before stays beside it. It counts where the newest is damaged: what the run is called in
+its grid, and what was chosen, is not lost with it.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,18 +11,31 @@ from typing import Any
 
 from advtrain.files import write_json
 
-FILE = "status.json"
+FILE, BEFORE = "status.json", ".status.before.json"
 
 
 def write(directory: Path, state: str, error: str | None = None, **facts: Any) -> None:
     """`state`: running, done, failed, interrupted or invalid; facts written before are kept."""
-    write_json(directory / FILE, {**read(directory), **facts, "state": state, "error": error})
+    put(directory, {**read(directory), **facts, "state": state, "error": error})
+
+
+def put(directory: Path, content: Mapping[str, Any]) -> None:
+    """Let the status be `content`."""
+    whole = _object(directory / FILE) is not None  # a damaged one takes the place of no other
+    write_json(directory / FILE, content, kept=directory / BEFORE if whole else None)
 
 
 def read(directory: Path) -> Mapping[str, Any]:
     """The status of a run; empty if it has none that can be read."""
+    found = _object(directory / FILE)
+    if found is None and (directory / FILE).exists():
+        found = _object(directory / BEFORE)
+    return found or {}
+
+
+def _object(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads((directory / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -27,6 +27,7 @@ from advtrain.complaints import explain
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, settled
 from advtrain.expansion import expand
+from advtrain.files import remove_leftovers
 from advtrain.grid import Locate, choices
 from advtrain.ledger import Place, await_others, identity, survey
 
@@ -85,6 +86,7 @@ def sweep(
     folder = Path(config.hydra.sweep.dir)
     Locate.hold(folder)
     known = survey(folder)
+    remove_leftovers(folder, folder / "plots")
     todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
     Locate.sweep = folder
     if told:

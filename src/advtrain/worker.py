@@ -34,7 +34,10 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     version.setbase("1.3")
     pool = Connection(descriptor)
-    grid: Grid = pool.recv()
+    try:
+        grid: Grid = pool.recv()
+    except EOFError:
+        return
     setup_globals()
     JobRuntime.instance().set("name", grid.config.hydra.job.name)
     composer = Composer(grid.loader, grid.config)
@@ -45,14 +48,14 @@ def main(descriptor: int) -> None:
     while True:
         try:
             task = pool.recv()
-        except EOFError:
-            return
-        config = composer(task.overrides)
-        folder = _placed(config, task)
-        pool.send(Begun(folder))
-        with watch:
-            ended = _do(config, folder, context)
-        pool.send(ended)
+            config = composer(task.overrides)
+            folder = _placed(config, task)
+            pool.send(Begun(folder))
+            with watch:
+                ended = _do(config, folder, context)
+            pool.send(ended)
+        except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+            return  # the pool is gone, or was asked to stop before the job listened
 
 
 def _placed(config: DictConfig, task: Task) -> Path:

@@ -6,7 +6,9 @@ number. What the columns are, a `Format` says.
 """
 
 import json
+import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
@@ -14,7 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from advtrain.files import write_json, write_text
+from advtrain.files import naming, write_json, write_text
+
+log = logging.getLogger(__name__)
+
+SYNC = 1.0  # seconds between two waits for the disk
 
 
 class Line(Protocol):
@@ -113,16 +119,21 @@ class Format(Generic[L]):
         """
         found = self.read(path) if path.exists() else Log[L]()
         if found.problems or found.cut or not path.exists() or os.path.getsize(path) == 0:
-            lines = [self.header, *(each.line() for each in found.lines)]
-            write_text(path, "".join(f"{line}\n" for line in lines))
+            self.rewrite(path, found.lines)
         return found
+
+    def rewrite(self, path: Path, found: Iterable[L]) -> None:
+        """Let `path`, atomically, hold these lines alone."""
+        lines = [self.header, *(each.line() for each in found)]
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
     def writer(self, path: Path) -> "Writer[L]":
         return Writer(path, self)
 
 
 class Writer(Generic[L]):
-    """Appends lines to `path`, and flushes them as they come.
+    """Appends lines to `path`, and flushes them as they come: a kill loses none of them, a power
+    cut those of the last second.
 
     Opening creates the file with its header, or repairs the one that is there and goes on after
     it; `found` is what it held. Use it in a `with` block.
@@ -132,12 +143,21 @@ class Writer(Generic[L]):
 
     def __init__(self, path: Path, form: Format[L]) -> None:
         self.found = form.repair(path)
+        self._path = path
         self._stream = path.open("a", encoding="utf-8", newline="\n")
+        self._synced = time.monotonic()
 
     def write(self, lines: Iterable[L]) -> None:
         """Append the lines in one piece, and flush them."""
-        self._stream.write("".join(f"{each.line()}\n" for each in lines))
-        self._stream.flush()
+        with naming(self._path):
+            self._stream.write("".join(f"{each.line()}\n" for each in lines))
+            self._stream.flush()
+            if time.monotonic() - self._synced > SYNC:
+                self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +168,9 @@ class Writer(Generic[L]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
+        with naming(self._path), self._stream:
+            if kind is None:
+                self._sync()
 
 
 def claim(header: Path, key: str, facts: Mapping[str, Any], logs: Iterable[Path]) -> None:
@@ -157,11 +179,20 @@ def claim(header: Path, key: str, facts: Mapping[str, Any], logs: Iterable[Path]
     `key` names all that their lines depend on. `header` then says so, with the `facts` that the
     columns leave out.
     """
-    if header.exists() and json.loads(header.read_text()).get("key") == key:
+    if header.exists() and _key(header) == key:
         return
-    for log in logs:
-        log.unlink(missing_ok=True)
+    for each in logs:
+        each.unlink(missing_ok=True)
     write_json(header, {"key": key, **facts})
+
+
+def _key(header: Path) -> object:
+    try:
+        content = json.loads(header.read_text(encoding="utf-8"))
+    except ValueError:
+        log.warning("%s is damaged: nobody knows what its logs are of; they begin anew.", header)
+        return None
+    return content.get("key") if isinstance(content, dict) else None
 
 
 def columns(line: str, count: int) -> list[str]:

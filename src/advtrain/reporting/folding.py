@@ -7,7 +7,10 @@ from advtrain.reporting.records import Run
 from advtrain.reporting.wording import fraction
 
 # What a run is called and where it runs, not what it computes.
-IGNORED = {"name", "device", "resume", "logger", "hydra", "directory", "output", "out"}
+IGNORED = {
+    *("name", "device", "deterministic", "resume", "logger", "hydra", "directory", "output"),
+    "out",
+}
 IGNORED_KEYS = {"dataset.root", "dataset.download"}
 CHOICES = ("row", "defense", "model", "dataset", "descent", "average", "penalty", "experiment")
 DEFAULTS = {"descent": "plain", "average": "last", "penalty": "none"}

@@ -1,10 +1,13 @@
 """Puts the tables, the plots and the page into the directory of a run or of a set of runs."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from advtrain.files import write_text
+from advtrain.lock import locked
 from advtrain.reporting import bibliography, comparison, paired_formats, plots, report
 from advtrain.reporting.claim_plots import certified_curves
 from advtrain.reporting.claims import Claims, Wanted
@@ -23,18 +26,36 @@ from advtrain.reporting.tables import Table
 log = logging.getLogger(__name__)
 
 
-def write_run(run_dir: Path, wanted: Wanted | None = None) -> Report:
+PATIENCE = 60.0  # seconds that another report of the same folder may take
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Wait for others who write a report into `out`, so that the last to write has read last."""
+    if not out.exists():
+        yield
+        return
+    try:
+        with locked(out / ".report.lock", wait=PATIENCE):
+            yield
+    except BlockingIOError as error:
+        raise OSError(f"{out}: another process has been at its report for a minute.") from error
+
+
+def write_run(run_dir: Path, wanted: Wanted | None = None, *, state: str | None = None) -> Report:
     """table.{md,tex,csv}, plots/*.png, references.bib and report.html of one run; may be called
-    again any time.
+    again any time. `state`: of a run that is about to say so itself.
 
     A plot that cannot be drawn is told in one line and left out. Raises OSError when the
     directory cannot be written.
     """
-    run = read_run(run_dir)
-    found = report_of([run], wanted=wanted)
-    pictures = _run_plots(run, found, run_dir)
-    _write_tables(found, run_dir, run)
-    write_text(run_dir / "report.html", run_page(run, found, pictures))
+    with alone(run_dir):
+        run = read_run(run_dir)
+        run = replace(run, state=state) if state else run
+        found = report_of([run], wanted=wanted)
+        pictures = _run_plots(run, found, run_dir)
+        _write_tables(found, run_dir, run)
+        write_text(run_dir / "report.html", run_page(run, found, pictures))
     return found
 
 
@@ -46,6 +67,11 @@ def write_set(paths: Sequence[Path], out: Path, wanted: Wanted | None = None) ->
     Raises FileNotFoundError for a path that does not exist, ValueError when there is no run and
     no log in any, or when a file that was given is no certification log.
     """
+    with alone(out):
+        return _write_set(paths, out, wanted)
+
+
+def _write_set(paths: Sequence[Path], out: Path, wanted: Wanted | None) -> Report:
     sources = find(paths)
     logs, unread = _logs(sources, paths, wanted or Wanted())
     runs = [read_run(directory) for directory in sources.runs]
@@ -97,7 +123,7 @@ def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
         return None if examples is None else plots.example_grid(examples, folder / "examples.png")
 
     for old in folder.glob("*.png"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     return _drawn(
         {
             "curves": lambda: plots.training_curves(read_metrics(run_dir), folder / "curves.png"),
@@ -115,7 +141,7 @@ def _set_plots(found: Report, out: Path) -> list[Path]:
     folder, table = out / "plots", found.table
     stale = ("certified*.png", "frontier.png", "radii.png")
     for old in [path for pattern in stale for path in folder.glob(pattern)]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return _drawn(
         {
             "accuracy": lambda: comparison.accuracy_dots(table, folder / "accuracy.png"),

@@ -1,0 +1,25 @@
+"""Whether a file of torch.save is as it was written.
+
+Such a file is a zip, with a CRC-32 of each of its parts. torch.load does not look at them: a bit
+that flips on the disk, or a block that a power cut leaves empty, is read as other weights.
+"""
+
+from pathlib import Path
+from zipfile import ZipFile, is_zipfile
+
+
+def damage(path: Path) -> str:
+    """What of the file at `path` is not as it was written; empty if nothing, or if it cannot tell.
+
+    It cannot where the file is no zip, as before torch 1.6 (or cut off, which torch.load tells), or
+    was saved without checksums.
+    """
+    if not is_zipfile(path):
+        return ""
+    try:
+        with ZipFile(path) as archive:
+            summed = any(part.CRC for part in archive.infolist())
+            wrong = archive.testzip() if summed else None
+    except Exception as error:  # the list of its parts is damaged, which fails in any way
+        return f"its list of parts is not readable ({type(error).__name__})"
+    return f"the checksum of {wrong} is another" if wrong else ""

@@ -1,0 +1,33 @@
+"""What befalls a machine, in a sentence: full memory, full disks, files not to be written."""
+
+import torch
+
+from advtrain.files import FULL
+
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def told(error: Exception) -> str | None:
+    """What happened and what helps; None for an error that is of another kind."""
+    if out_of_memory(error):
+        reason = next(iter(str(error).strip().splitlines()), "")[:160].rstrip(".")
+        return (
+            f"memory ran out{f' ({reason})' if reason else ''}. What was saved before is whole. An "
+            "evaluation needs less with a smaller eval.batch_size or eval.certify.batch_size, a "
+            "training with a smaller batch_size."
+        )
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    where = error.filename if error.filename is not None else "a file of the run"
+    if error.errno in FULL:
+        return (
+            f"{where} cannot be written ({error.strerror}). What was saved before is whole: make "
+            "room for the rest."
+        )
+    return f"{where}: {error.strerror}."
+
+
+def out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
