@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from advtrain import checkpoints
+from advtrain.channels import channels_last
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
@@ -173,7 +174,7 @@ def make_model(
                 low_precision(model, torch.bfloat16)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    model = model.to(device)
+    model = channels_last(model.to(device), shape)
     if config["compile"]:
         model.compile()
     return model
