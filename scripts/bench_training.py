@@ -5,7 +5,8 @@
 The passes of a step are written down as the method makes them: forward alone, forward and back to
 the images with frozen weights, or forward and back to the weights. The bare loop makes them again,
 in that order and at those batch sizes, then takes the same optimizer's step; it crafts nothing,
-logs nothing and averages nothing. The last column is beside a bare loop that also draws the random
+logs nothing and averages nothing. It is in float32 whatever the method computes in, its network
+stored as PyTorch stores it. The last column is beside a bare loop that also draws the random
 numbers that the method draws, by the same calls of PyTorch, and throws them away; empty where it
 draws none. All take turns. Units: forward 1, back to the images 1, to the weights 2. Every method
 is the one of its YAML, on random images.
@@ -28,11 +29,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain.averages import Last
+from advtrain.channels import channels_last
 from advtrain.conditions import Condition
 from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
 from advtrain.memory import keep_freed
-from advtrain.precision import low_precision
+from advtrain.precision import full_precision, low_precision
 from advtrain.strided import sooner
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
@@ -171,6 +173,7 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
     model = make(config["model"], kind.shape, 10, path="model").to(options.device)
     if options.precision == "bf16":
         low_precision(model)
+    channels_last(model, kind.shape)  # as `make_model` does
     optimizer = make(config["optimizer"], model.parameters(), path="optimizer")
     defense = build(config["defense"], path="defense")
     state = TrainState(model.train(), optimizer, Last(model, 1), defense)
@@ -237,6 +240,7 @@ def bare(
 ) -> Callable[[], None]:
     """The same passes and the optimizer's step on a network of its own, and nothing but `draws`."""
     (model, optimizer) = deepcopy((step.state.model, step.state.optimizer))
+    model.to(memory_format=torch.contiguous_format)
     frozen = deepcopy(model).requires_grad_(False)
     for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data  # one set of weights, seen with and without a wish for gradients
@@ -244,6 +248,10 @@ def bare(
     x, y = torch.cat([step.x] * copies), torch.cat([step.y] * copies)
 
     def run() -> None:
+        with full_precision(model), full_precision(frozen):
+            passed()
+
+    def passed() -> None:
         for draw in draws:
             draw()
         losses = []

@@ -25,6 +25,7 @@ from advtrain.exchange import of_leader
 from advtrain.files import remove_leftovers, write_json
 from advtrain.lock import locked
 from advtrain.memory import keep_freed
+from advtrain.portions import TooLarge, out_of_memory
 from advtrain.program import execute
 from advtrain.ranges import RangeError
 from advtrain.reporting.reading import read_run
@@ -45,7 +46,7 @@ WRONG_INPUT = (
     RangeError,
     TrainingRefused,
 )
-FORESEEN = (*WRONG_INPUT, TrainingFailed, EvaluationFailed, OSError)
+FORESEEN = (*WRONG_INPUT, TrainingFailed, EvaluationFailed, TooLarge, OSError)
 
 
 def run_job(
@@ -119,6 +120,11 @@ def _fail(directory: Path, error: Exception, before: Mapping[str, Any], crew: Cr
     when a wrong command is pointed at it. Returns the exit code.
     """
     log.info("the job failed", exc_info=error)  # to the log file of the run, not to the terminal
+    if out_of_memory(error):
+        error = TooLarge(
+            f"memory ran out ({str(error).splitlines()[0][:200]}). Use a smaller batch_size or "
+            "eval.batch_size, or auto for either, or precision=bf16."
+        )
     code = INVALID if isinstance(error, WRONG_INPUT) else FAILED
     message = str(error) if isinstance(error, FORESEEN) else f"{type(error).__name__}: {error}"
     failure = crew.first(message, code)

@@ -32,6 +32,7 @@ from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, refuse_names, scenes, viewed
 from advtrain.plans import Evaluation
+from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.progress import Progress
@@ -103,6 +104,7 @@ def evaluate_model(
     with told("exact: "):
         require_provable(first, setting, plan)
     naive = row_name(plan.naive, plan.attacks[plan.naive]) if plan.naive else None
+    room = Room()
     fast: dict[int, nn.Module] = {}  # of the networks under the views, some of which share one
     alarms = [
         {"check": "training", "row": "model", "message": message}
@@ -125,7 +127,7 @@ def evaluate_model(
             worst_case=worst_case(found),
             **proven,
             warnings=[*unsound(proven["certified"]), *told_before, *said],
-            environment=environment(setting),
+            environment={**environment(setting), "portion": room.size},
             seconds=round(sum(part["seconds"] for part in parts), 3),
             **findings.entries(found, naive=naive),
         )
@@ -143,7 +145,7 @@ def evaluate_model(
                     row,
                     log,
                     clean=clean,
-                    batch_size=plan.batch_size,
+                    batch_size=plan.at_once,
                     seed=setting.config["seed"],
                     stop=stop,
                     watch=bar.advance,
@@ -161,7 +163,7 @@ def evaluate_model(
             inside = single(scene.judged)
             if id(inside) not in fast:
                 fast[id(inside)] = swift(inside, examples.batch(slice(0, min(size, PROBES)))[0])
-            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]))
+            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]), room)
             clean = judge_row(subject, scene.rows[0], [True] * size).standing
             for row in scene.rows[1:]:
                 judge_row(subject, row, clean)

@@ -76,7 +76,7 @@ class Program:
     logger: Mapping
     scale: Mapping
     epochs: Count
-    batch_size: Count
+    batch_size: Count | Literal["auto"]
     checkpoint: str | None
     fresh: list[str]
     freeze: list[str]
