@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain import checkpoints
+from advtrain.averaged import rewrapped, single
 from advtrain.exchange import of_all, of_leader
 from advtrain.footprint import largest
 from advtrain.inference import swift
@@ -90,13 +91,16 @@ def _step(setting: Setting) -> Callable[[int], None]:
 
 
 def _pass(setting: Setting, model: nn.Module) -> Callable[[int], None]:
-    """The gradient to so many images, through what is attacked and through the network itself."""
-    fast = swift(model.eval(), setting.data.test.batch(slice(0, PROBES))[0])
+    """The gradient to so many images, of what is attacked and of what is judged."""
+    view = next(iter(setting.build("eval").views.values()))
+    judged = view(model.eval())
+    few = setting.data.test.batch(slice(0, PROBES))[0]
+    fast = rewrapped(judged, swift(single(judged), few))
 
     def run(size: int) -> None:
         x = _images(setting, size)[0]
         place = (x.device, setting.config["seed"], "fitting")
-        for network in (fast, model):
+        for network in (fast, judged):
             with crafting(network, "eval"), torch.enable_grad(), stream(*place):
                 leaf = x.clone().requires_grad_()
                 logits: Tensor = network(leaf)

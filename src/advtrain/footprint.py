@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from advtrain.portions import TooLarge, out_of_memory, release
+from advtrain.programs import at_rest
 
 SHARE = 0.8  # of the free memory of a CUDA device: allocators lose some between their blocks
 SPARED = 0.5  # of a processor's, where others live, too
@@ -28,7 +29,8 @@ def largest(trial: Callable[[int], object], most: int, device: torch.device) -> 
     What the trials took is free again afterwards. TooLarge: not even one fits.
     """
     fits = _tried if device.type == "cuda" else _counted
-    found = fits(trial, most, device)
+    with at_rest():  # programs take no more, and would be compiled for every size
+        found = fits(trial, most, device)
     release(device)
     if not found:
         raise TooLarge(

@@ -19,6 +19,7 @@ from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
 from advtrain.plans import Validation
 from advtrain.precision import low_precision
+from advtrain.programs import compiled
 from advtrain.ranges import Count, Natural, Unit
 from advtrain.seeding import derive
 from advtrain.types import (
@@ -86,7 +87,7 @@ class Program:
     device: str
     precision: Literal["fp32", "bf16"]
     spectral_norm: Literal["none", "matrix", "convolution"]
-    compile: bool
+    compile: bool | Literal["reduce-overhead"]
     batch_norm: Literal["sync", "local"]
     packages: list[str]
     published: Mapping[str, Unit]
@@ -152,6 +153,11 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device = choose_device(config["device"])
+    if config["compile"] == "reduce-overhead" and device.type != "cuda":
+        raise ConfigError(
+            f"compile=reduce-overhead records CUDA graphs, and device={config['device']} is here "
+            f"{device.type}. Use compile=true."
+        )
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
     return Setting(config, directory, device, data, tuple(allowed))
@@ -176,7 +182,7 @@ def make_model(
             raise ConfigError(str(error)) from error
     model = channels_last(model.to(device), shape)
     if config["compile"]:
-        model.compile()
+        compiled(model, graphs=config["compile"] == "reduce-overhead")
     return model
 
 
