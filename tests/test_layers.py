@@ -11,8 +11,8 @@ ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
-    " divergences conditions channels portions footprint programs fingerprints world crew"
-    " exchange sharing",
+    " divergences conditions channels portions footprint programs recomputing fingerprints"
+    " world crew exchange sharing",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking sheets"

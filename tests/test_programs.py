@@ -18,6 +18,7 @@ from advtrain.attacks.objectives import margin
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.attacks.starts import normal
 from advtrain.averages import Last
+from advtrain.config import ConfigError
 from advtrain.defenses.pgd_at import PgdAt
 from advtrain.defenses.trades import Trades
 from advtrain.descents.plain import Plain
@@ -27,6 +28,7 @@ from advtrain.models.wide_resnet import wide_resnet
 from advtrain.modes import crafting
 from advtrain.precision import low_precision
 from advtrain.programs import compiled, filled
+from advtrain.runs import require_able
 from advtrain.threat import L2, Linf
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
@@ -204,6 +206,15 @@ def test_graphs_are_for_cuda(tmp_path: Any, capfd: Any) -> None:
     found = run(tmp_path / "out", *TRAINING, "compile=reduce-overhead")
     assert found["exit_code"] == 2
     assert "compile=reduce-overhead" in capfd.readouterr().err
+
+
+def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old One")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ConfigError, match="precision=bf16: Old One has no units for bfloat16"):
+        require_able(torch.device("cuda"), "bf16", False)
+    require_able(torch.device("cuda"), "fp32", "reduce-overhead")
+    require_able(torch.device("cpu"), "bf16", True)
 
 
 @pytest.mark.slow

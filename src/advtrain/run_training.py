@@ -43,7 +43,7 @@ from advtrain.world import here
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile", "published", "paper", "plan"),
+    *("scale", "compile", "recompute", "published", "paper", "plan"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""

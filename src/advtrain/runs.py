@@ -21,6 +21,7 @@ from advtrain.plans import Validation
 from advtrain.precision import low_precision
 from advtrain.programs import compiled
 from advtrain.ranges import Count, Natural, Unit
+from advtrain.recomputing import recomputing
 from advtrain.seeding import derive
 from advtrain.types import (
     Average,
@@ -88,6 +89,7 @@ class Program:
     precision: Literal["fp32", "bf16"]
     spectral_norm: Literal["none", "matrix", "convolution"]
     compile: bool | Literal["reduce-overhead"]
+    recompute: bool
     batch_norm: Literal["sync", "local"]
     packages: list[str]
     published: Mapping[str, Unit]
@@ -153,14 +155,34 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     device = choose_device(config["device"])
-    if config["compile"] == "reduce-overhead" and device.type != "cuda":
+    require_able(device, config["precision"], config["compile"])
+    if config["compile"] and config.get("recompute"):
         raise ConfigError(
-            f"compile=reduce-overhead records CUDA graphs, and device={config['device']} is here "
-            f"{device.type}. Use compile=true."
+            f"compile={config['compile']} recompute=true: programs choose by themselves what they "
+            "compute again. Give one of the two."
         )
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
     return Setting(config, directory, device, data, tuple(allowed))
+
+
+def require_able(device: torch.device, precision: str, graphs: bool | str) -> None:
+    """Raise ConfigError for what `device` cannot do."""
+    if graphs == "reduce-overhead" and device.type != "cuda":
+        raise ConfigError(
+            f"compile=reduce-overhead records CUDA graphs, and device is {device.type}. Use "
+            "compile=true."
+        )
+    if precision == "bf16" and device.type == "cuda" and not bfloat16():
+        raise ConfigError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no units for bfloat16. Use "
+            "precision=fp32."
+        )
+
+
+def bfloat16() -> bool:
+    """Whether the CUDA device computes in bfloat16 by itself."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_model(
@@ -178,6 +200,8 @@ def make_model(
             normalise(model, shape, config.get("spectral_norm", "none"))
             if config["precision"] == "bf16":
                 low_precision(model, torch.bfloat16)
+            if config.get("recompute"):
+                recomputing(model)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     model = channels_last(model.to(device), shape)
@@ -243,7 +267,7 @@ def load_run(
             f"checkpoint={file} holds no configuration: say what its network is by a key `model` "
             "beside `checkpoint`, or build it yourself and use checkpoints.load_weights."
         )
-    config = {**content["config"], "compile": False}
+    config = {**content["config"], "compile": False, "recompute": False}
     shape = tuple(content["data"]["shape"])
     classes = content["data"]["classes"]
     confined(config.get("model"), "advtrain.models", f"{file}: model", packages)

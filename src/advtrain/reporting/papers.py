@@ -17,7 +17,18 @@ from advtrain.reporting.records import Row, Run
 
 Reach = tuple[float, float]
 
-FREE = ("experiment", "row", "name", "seed", "device", "compile", "resume", "job", "packages")
+FREE = (
+    "experiment",
+    "row",
+    "name",
+    "seed",
+    "device",
+    "compile",
+    "recompute",
+    "resume",
+    "job",
+    "packages",
+)
 """Keys of the command line that leave a setting what it is; so do those of FREE_GROUPS."""
 FREE_GROUPS = ("logger", "hydra")
 FREE_BELOW = (
