@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from bench_subject import KINDS
-from benchmark import CLOCKS, Table, flop, heading, interleaved, matrix_rate, peak, ratio
+from benchmark import CLOCKS, Table, flop, heading, interleaved, peak, ratio, told_rate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -115,8 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     device = torch.device(options.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rate = matrix_rate(device, torch.bfloat16 if options.precision == "bf16" else torch.float32)
-    print(f"matrix rate in {options.precision}: {rate / 1e12:.2f} TFLOP/s", end="\n\n", flush=True)
+    rate = told_rate(device, options.precision)
     table = Table(COLUMNS, markdown=options.markdown)
     for name in options.defenses:
         table.add(measure(name, options, rate))

@@ -180,6 +180,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / min(seconds[1:])
 
 
+def told_rate(device: torch.device, precision: str) -> float:
+    """`matrix_rate` in a precision of the program, printed."""
+    rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    print(f"matrix rate in {precision}: {rate / 1e12:.2f} TFLOP/s", end="\n\n", flush=True)
+    return rate
+
+
 def flop(model: nn.Module, x: Tensor, *more: object) -> int:
     """FLOP of one image in a forward pass, counted on `x`; its other passes are multiples."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), full_precision(model):
