@@ -145,10 +145,9 @@ def test_compiled_training_ends_with_the_weights_of_plain_training(name: str) ->
     slow = trained(plain(), methods()[name])
     fast = trained(compiled(plain(), backend=counter), methods()[name])
     for mine, theirs in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-    assert (
-        counter.frame_count <= 4
-    )  # a step of the attack, the loss, clean logits: never of 7 images
+        assert torch.equal(mine, theirs)  # the same operations, traced
+    # a step of the attack, the loss, clean logits; none for the short minibatch of 7
+    assert counter.frame_count <= 4
 
 
 def test_evaluation_fills_batches_up_to_sizes_that_are_there() -> None:
@@ -219,7 +218,7 @@ def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatc
 
 def apart(model: nn.Module, other: nn.Module) -> float:
     """The distance of the weights of two networks, over their length."""
-    mine, theirs = (nn.utils.parameters_to_vector(each.parameters()) for each in (model, other))
+    mine, theirs = (nn.utils.parameters_to_vector(e.parameters()).detach() for e in (model, other))
     return float((mine - theirs).norm() / mine.norm())
 
 
@@ -230,7 +229,7 @@ def test_compiled_code_trains_to_nearly_the_same_weights(low: bool) -> None:
     for fast in (False, True):
         model = low_precision(plain()) if low else plain()
         ends.append(trained(compiled(model) if fast else model, methods()["pgd_at"]))
-    assert apart(*ends) <= (0.02 if low else 1e-4)
+    assert apart(*ends) <= (0.05 if low else 1e-5)
 
 
 @pytest.mark.slow
@@ -249,4 +248,4 @@ def test_on_a_gpu_compiled_training_ends_near_plain_training(low: bool, graphs: 
         model = (low_precision(plain()) if low else plain()).cuda()
         model = compiled(model, graphs=graphs) if fast else model
         ends.append(trained(model, methods()["pgd_at"]))
-    assert apart(*ends) <= (0.02 if low else 1e-3)
+    assert apart(*ends) <= (0.05 if low else 1e-3)
