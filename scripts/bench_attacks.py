@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peers = {peer: installed(peer) for peer in options.peers}
     right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
     heading(options, f"{options.model}, {target.story}; {right}", others=peers)
-    rate = told_rate(device, options.precision)
+    rate = told_rate(device, options.precision, options.clock)
     table = Table(COLUMNS, markdown=options.markdown)
     for attack in options.attacks:
         present = [peer for peer, known in peers.items() if known]

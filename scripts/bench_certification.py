@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         others={"art": installed("art")},
     )
     with supplied():
-        rate = told_rate(device, options.precision)
+        rate = told_rate(device, options.precision, options.clock)
         table = Table(COLUMNS, markdown=options.markdown)
         for row in compare(target, options, rate):
             table.add(row)

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     device = torch.device(options.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    rate = told_rate(device, options.precision)
+    rate = told_rate(device, options.precision, options.clock)
     table = Table(COLUMNS, markdown=options.markdown)
     for name in options.defenses:
         table.add(measure(name, options, rate))
