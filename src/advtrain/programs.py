@@ -41,6 +41,7 @@ def compiled(model: nn.Module, *, backend: Any = "inductor", graphs: bool = Fals
     dynamo, functorch = torch._dynamo.config, torch._functorch.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
     functorch.force_non_lazy_backward_lowering = True  # so that errors come with the first call
+    functorch.donated_buffer = False  # some attacks go back through a pass twice
     if hasattr(dynamo, GRADIENTS):
         setattr(dynamo, GRADIENTS, True)
     warnings.filterwarnings("ignore", DYNAMOS)

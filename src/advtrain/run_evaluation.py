@@ -35,6 +35,7 @@ from advtrain.plans import Evaluation
 from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
+from advtrain.programs import at_rest
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
@@ -213,6 +214,7 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
     x, y = setting.data.test.batch(slice(0, min(size, PROBED)))
     threat, classes = setting.build("threat"), len(setting.data.classes)
     with (
+        at_rest(),
         crafting(model, "eval"),
         full_precision(model),
         stream(x.device, setting.config["seed"], "probe"),
@@ -233,7 +235,7 @@ def known_as(model: nn.Module, setting: Setting, size: int) -> str:
         with stream(x.device, setting.config["seed"], "portrait"):
             return portrait(model, x, threat)
 
-    with crafting(model, "eval"), full_precision(model), told():
+    with at_rest(), crafting(model, "eval"), full_precision(model), told():
         return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
 
 
