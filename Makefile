@@ -15,6 +15,9 @@ test: $(VENV)/.installed-dev  ## install the development extras, run the tests
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
+bench-gpu: $(VENV)/.installed-dev  ## measure this GPU in ten minutes, into docs/benchmarks.md
+	$(BIN)/python scripts/bench_gpu.py
+
 lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +46,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: help demo test test-slow lint format wheel clean
+.PHONY: help demo test test-slow bench-gpu lint format wheel clean

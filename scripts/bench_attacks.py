@@ -6,7 +6,8 @@ The limit of an attack is the time of its own passes through the network as it w
 frozen parameters, forward alone or forward and back to the images, at the batch sizes that it had.
 Ours run on a faster copy of the network, made once, as evaluations do; `as is` without it.
 All contestants of an attack run in turns. Read ratios of one table with each other, never times of
-two. Verdicts are taken afresh on the plain network in float32, and so is the limit.
+two. Verdicts are taken afresh on the plain network in float32, and so is the limit. Rate and MiB
+are those of bench_training.
 """
 
 import argparse
@@ -20,7 +21,20 @@ from typing import Any
 import torch
 from bench_peers import PEERS, Settings, bound, installed
 from bench_subject import KINDS, Subject, subject
-from benchmark import CLOCKS, Pass, Table, Tape, Taped, heading, interleaved, limit, ratio
+from benchmark import (
+    CLOCKS,
+    Pass,
+    Table,
+    Tape,
+    Taped,
+    flop,
+    heading,
+    interleaved,
+    limit,
+    peak,
+    ratio,
+    told_rate,
+)
 from torch import Tensor, nn
 
 from advtrain.attacks.apgd import apgd
@@ -45,6 +59,9 @@ COLUMNS = {
     "ms": 9,
     "of the limit": 19,
     "of ours": 19,
+    "images/s": 9,
+    "of the rate": 11,
+    "MiB": 7,
     "robust": 7,
     "differ": 6,
 }
@@ -66,10 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     peers = {peer: installed(peer) for peer in options.peers}
     right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
     heading(options, f"{options.model}, {target.story}; {right}", others=peers)
+    rate = told_rate(device, options.precision, options.clock)
     table = Table(COLUMNS, markdown=options.markdown)
     for attack in options.attacks:
         present = [peer for peer, known in peers.items() if known]
-        for row in compare(attack, target, present, options):
+        for row in compare(attack, target, present, options, rate):
             table.add(row)
 
 
@@ -121,7 +139,7 @@ def _chosen(text: str, allowed: Collection[str]) -> list[str]:
 
 
 def compare(
-    attack: str, target: Subject, peers: Sequence[str], options: argparse.Namespace
+    attack: str, target: Subject, peers: Sequence[str], options: argparse.Namespace, rate: float
 ) -> Iterator[Sequence[str]]:
     """One row per contestant of `attack`."""
     model, x, y, *_ = target
@@ -141,13 +159,16 @@ def compare(
     passes = {name: each for name, each in found.items() if each is not None}
     runs = {name: makes[name](deepcopy(model) if name in peers else model) for name in passes}
     stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
+    contestants = {"limit": limit(model, x, passes[OURS]), **runs}
     seconds = interleaved(
-        {"limit": limit(model, x, passes[OURS]), **runs},
+        contestants,
         rounds=options.rounds,
         clock=options.clock,
         device=x.device,
     )
+    of_image = flop(model, x[:2])
     for name, each in seconds.items():
+        units = sum(a.images * (1 + a.backward) for a in passes.get(name, passes[OURS]))
         yield [
             attack,
             name,
@@ -155,6 +176,9 @@ def compare(
             f"{1000 * median(each):.1f}",
             str(ratio(each, seconds["limit"])),
             str(ratio(each, seconds[OURS])),
+            f"{len(x) / median(each):.0f}",
+            f"{units * of_image / rate / median(each):.2f}",
+            f"{peak(contestants[name], x.device) / 2**20:.0f}",
             f"{stands[name].float().mean():.1%}" if name in stands else "",
             str(int((stands[name] != stands[OURS]).sum())) if name in stands else "",
         ]

@@ -29,7 +29,7 @@ from unittest.mock import patch
 import torch
 from bench_peers import installed
 from bench_subject import KINDS, Subject, subject
-from benchmark import CLOCKS, Table, heading, interleaved, ratio
+from benchmark import CLOCKS, Table, flop, heading, interleaved, peak, ratio, told_rate
 from scipy import stats
 from torch import nn
 
@@ -47,6 +47,8 @@ COLUMNS = {
     "noisy images/s": 14,
     "speed, of the bare loop": 24,
     "first image": 16,
+    "of the rate": 11,
+    "MiB": 7,
 }
 
 
@@ -70,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         others={"art": installed("art")},
     )
     with supplied():
+        rate = told_rate(device, options.precision, options.clock)
         table = Table(COLUMNS, markdown=options.markdown)
-        for row in compare(target, options):
+        for row in compare(target, options, rate):
             table.add(row)
 
 
@@ -111,7 +114,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def compare(target: Subject, options: argparse.Namespace) -> Iterator[Sequence[str]]:
+def compare(target: Subject, options: argparse.Namespace, rate: float) -> Iterator[Sequence[str]]:
     """A row per contestant."""
     runs: dict[str, Run] = {"bare loop": bare(target, options), "ours": ours(target, options)}
     if options.cohen is not None:
@@ -121,6 +124,7 @@ def compare(target: Subject, options: argparse.Namespace) -> Iterator[Sequence[s
     first = {name: run() for name, run in runs.items()}
     seconds = interleaved(runs, rounds=options.rounds, clock=options.clock, device=target.x.device)
     total = options.images * (options.n0 + options.n)
+    floor = total * flop(target.model, target.x[:1]) / rate
     for name, each in seconds.items():
         found = first[name]
         yield [
@@ -129,6 +133,8 @@ def compare(target: Subject, options: argparse.Namespace) -> Iterator[Sequence[s
             f"{total / median(each):.0f}",
             str(ratio(seconds["bare loop"], each)),
             f"{found[0]}, {found[1]:.3f}" if found else "",
+            f"{floor / median(each):.2f}",
+            f"{peak(runs[name], target.x.device) / 2**20:.0f}",
         ]
 
 

@@ -18,12 +18,14 @@ from advtrain.attacks.pgd import pgd
 from advtrain.data import readers
 from advtrain.models.resnet import cifar_resnet, resnet18
 from advtrain.models.small import mnist_cnn
+from advtrain.models.wide_resnet import wide_resnet
 from advtrain.modes import crafting
 from advtrain.threat import Linf
 
 Split = tuple[Tensor, Tensor]
 
 PLAIN = {"mean": None, "std": None}
+HE = {"initialisation": "he"}
 
 
 class Kind(NamedTuple):
@@ -47,12 +49,14 @@ class Subject(NamedTuple):
 KINDS = {
     "mnist_cnn": Kind((1, 28, 28), {"linf": 0.3, "l2": 2.0}, 200),
     "resnet18": Kind((3, 32, 32), {"linf": 8 / 255, "l2": 0.5}, 25),
+    "wrn_34_10": Kind((3, 32, 32), {"linf": 8 / 255, "l2": 0.5}, 0),
     "resnet110": Kind((3, 32, 32), {"linf": 8 / 255, "l2": 0.5}, 0),  # minutes, if it were trained
 }
 
 MAKERS: Mapping[str, Callable[..., nn.Module]] = {
     "mnist_cnn": partial(mnist_cnn, **PLAIN),
     "resnet18": partial(resnet18, stem="auto", **PLAIN),
+    "wrn_34_10": partial(wide_resnet, depth=34, width=10, dropout=0.0, **HE, **PLAIN),
     "resnet110": partial(cifar_resnet, depth=110, **PLAIN),
 }
 

@@ -5,10 +5,14 @@
 The passes of a step are written down as the method makes them: forward alone, forward and back to
 the images with frozen weights, or forward and back to the weights. The bare loop makes them again,
 in that order and at those batch sizes, then takes the same optimizer's step; it crafts nothing,
-logs nothing and averages nothing. The last column is beside a bare loop that also draws the random
+logs nothing and averages nothing. It is in float32 whatever the method computes in, its network
+stored as PyTorch stores it. The last column is beside a bare loop that also draws the random
 numbers that the method draws, by the same calls of PyTorch, and throws them away; empty where it
-draws none. All take turns. Units: forward 1, back to the images 1, to the weights 2. Every method
-is the one of its YAML, on random images.
+draws none. All take turns. Every method is the one of its YAML, on random images.
+
+Units: forward 1, back to the images 1, to the weights 2. Of the rate: the FLOP of all units over
+those that square matrix products of this device make in the same time, in the same precision. MiB:
+the height of memory in a step, with weights on a GPU, without them on a processor.
 """
 
 import argparse
@@ -23,16 +27,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from bench_subject import KINDS
-from benchmark import CLOCKS, Table, heading, interleaved, ratio
+from benchmark import CLOCKS, Table, flop, heading, interleaved, peak, ratio, told_rate
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain.averages import Last
+from advtrain.channels import channels_last
 from advtrain.conditions import Condition
 from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
 from advtrain.memory import keep_freed
-from advtrain.precision import low_precision
+from advtrain.precision import full_precision, low_precision
+from advtrain.programs import compiled
 from advtrain.strided import sooner
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
@@ -42,6 +48,9 @@ COLUMNS = {
     "passes": 34,
     "units": 6,
     "ms": 9,
+    "images/s": 9,
+    "of the rate": 11,
+    "MiB": 7,
     "of the bare loop": 20,
     "of one that draws": 20,
 }
@@ -104,9 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{options.model}, batch {options.batch}, {options.precision}, attacks of {options.steps} "
         "steps",
     )
+    device = torch.device(options.device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    rate = told_rate(device, options.precision, options.clock)
     table = Table(COLUMNS, markdown=options.markdown)
     for name in options.defenses:
-        table.add(measure(name, options))
+        table.add(measure(name, options, rate))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -123,6 +135,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
     form.add_argument("--device", default="cpu")
     form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    form.add_argument("--compile", choices=("true", "reduce-overhead"), help="as the key compile")
     form.add_argument("--markdown", action="store_true")
     options = form.parse_args(arguments)
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
@@ -134,29 +147,43 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def measure(name: str, options: argparse.Namespace) -> list[str]:
+def measure(name: str, options: argparse.Namespace, rate: float) -> list[str]:
     """The row of one method; of one that refuses this network, why."""
     step = prepared(name, options)
     try:
         with recorded(step.state.model) as (passes, draws):
             step()
     except ValueError as error:
-        return [name, str(error).split(". ")[0], "", "", "", ""]
+        return [name, str(error).split(". ")[0], *[""] * (len(COLUMNS) - 2)]
     runs: dict[str, Callable[[], None]] = {name: step, "bare": bare(step, passes)}
     if draws:
         runs["drawing"] = bare(step, passes, draws)
+    device, images = torch.device(options.device), len(step.x)
+    units = sum(each.units for each in passes)
+    of_passes = sum(each.units * each.images for each in passes)
+    floor = of_passes * flop_of(step, passes[0]) / rate
+    if options.compile:
+        compiled(step.state.model, graphs=options.compile == "reduce-overhead")
     with sooner(step.state.model):  # as `epochs` does; the bare loops have plain networks
-        seconds = interleaved(
-            runs, rounds=options.rounds, clock=options.clock, device=torch.device(options.device)
-        )
+        seconds = interleaved(runs, rounds=options.rounds, clock=options.clock, device=device)
+        height = peak(step, device)
     return [
         name,
         words(passes),
-        str(sum(each.units for each in passes)),
+        str(units),
         f"{1000 * median(seconds[name]):.1f}",
+        f"{images / median(seconds[name]):.0f}",
+        f"{floor / median(seconds[name]):.2f}",
+        f"{height / 2**20:.0f}",
         str(ratio(seconds[name], seconds["bare"])),
         str(ratio(seconds[name], seconds["drawing"])) if draws else "",
     ]
+
+
+def flop_of(step: Step, first: Pass) -> int:
+    """FLOP of an image in a forward pass of the network."""
+    given = () if first.condition is None else (first.condition,)
+    return flop(deepcopy(step.state.model).eval(), step.x[: first.images], *given)
 
 
 def prepared(name: str, options: argparse.Namespace) -> Step:
@@ -171,6 +198,7 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
     model = make(config["model"], kind.shape, 10, path="model").to(options.device)
     if options.precision == "bf16":
         low_precision(model)
+    channels_last(model, kind.shape)  # as `make_model` does
     optimizer = make(config["optimizer"], model.parameters(), path="optimizer")
     defense = build(config["defense"], path="defense")
     state = TrainState(model.train(), optimizer, Last(model, 1), defense)
@@ -237,6 +265,7 @@ def bare(
 ) -> Callable[[], None]:
     """The same passes and the optimizer's step on a network of its own, and nothing but `draws`."""
     (model, optimizer) = deepcopy((step.state.model, step.state.optimizer))
+    model.to(memory_format=torch.contiguous_format)
     frozen = deepcopy(model).requires_grad_(False)
     for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data  # one set of weights, seen with and without a wish for gradients
@@ -244,6 +273,10 @@ def bare(
     x, y = torch.cat([step.x] * copies), torch.cat([step.y] * copies)
 
     def run() -> None:
+        with full_precision(model), full_precision(frozen):
+            passed()
+
+    def passed() -> None:
         for draw in draws:
             draw()
         losses = []

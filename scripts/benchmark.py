@@ -22,8 +22,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from advtrain.footprint import Height
 from advtrain.precision import full_precision
+from advtrain.programs import at_rest
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHORTEST = 0.03  # seconds; what takes less is repeated within its turn
@@ -160,6 +163,46 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> Ratio:
     """Of the two in each round: the median, the least and the largest."""
     each = [a / b for a, b in zip(seconds, base, strict=True)]
     return Ratio(median(each), min(each), max(each))
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, clock: str) -> float:
+    """FLOP per second of square matrix products, 2 per multiplication and sum: the best of five."""
+    side, times = (8192, 20) if device.type == "cuda" else (1024, 1)
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    right, seconds = left.clone(), []
+    for _ in range(6):  # the first sets up
+        _wait(device)
+        began = CLOCKS[clock]()
+        for _ in range(times):
+            torch.mm(left, right)
+        _wait(device)
+        seconds.append((CLOCKS[clock]() - began) / times)
+    return 2 * side**3 / min(seconds[1:])
+
+
+def told_rate(device: torch.device, precision: str, clock: str) -> float:
+    """`matrix_rate` in a precision of the program, printed."""
+    rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock)
+    print(f"matrix rate in {precision}: {rate / 1e12:.2f} TFLOP/s", end="\n\n", flush=True)
+    return rate
+
+
+def flop(model: nn.Module, x: Tensor, *more: object) -> int:
+    """FLOP of one image in a forward pass, counted on `x`; its other passes are multiples."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), full_precision(model):
+        model(x, *more)
+    return int(counter.get_total_flops()) // len(x)
+
+
+def peak(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes at the height of `run`: of the device, or of tensors that it makes on a processor."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return int(torch.cuda.max_memory_allocated(device))
+    with at_rest(), Height() as height:
+        run()
+    return height.most
 
 
 def heading(

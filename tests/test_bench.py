@@ -1,5 +1,6 @@
 """The benchmark counts passes rightly, and its command writes the table that it promises."""
 
+import subprocess
 import sys
 from pathlib import Path
 from statistics import NormalDist
@@ -13,9 +14,11 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import bench_attacks
 import bench_certification
+import bench_gpu
 import bench_peers
 import bench_subject
 import bench_sweeps
+import bench_training
 import benchmark
 
 
@@ -148,3 +151,67 @@ def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
 
 def test_bare_processes_take_turns_on_the_slots() -> None:
     assert 0.6 <= bench_sweeps.of_processes(4, 2, 0.3) < bench_sweeps.of_processes(4, 1, 0.3)
+
+
+def test_the_section_of_the_gpu_is_replaced_and_the_rest_of_the_page_stays() -> None:
+    page = "# Title\n\n## One\n\ntext\n"
+    once = bench_gpu.put(page, "first")
+    assert once == f"{page}\n## On a GPU\n\nfirst\n"
+    between = once + "\n## Two\n\nmore\n"
+    assert bench_gpu.put(between, "second") == between.replace("first", "second")
+
+
+def test_without_a_gpu_nothing_is_measured_and_that_is_said(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device is here") as stopped:
+        bench_gpu.main(["--page", str(tmp_path / "page.md")])
+    assert stopped.value.code != 0 and not (tmp_path / "page.md").exists()
+
+
+def test_a_command_that_fails_or_is_late_is_told_in_its_place(monkeypatch: Any) -> None:
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **more: Any) -> Any:
+        calls.append(command)
+        if "late" in command:
+            raise subprocess.TimeoutExpired(command, 1, output=b"| a |\n")
+        return subprocess.CompletedProcess(command, len(calls) - 1, "x\n| a | b |\n", "w\nbad\n")
+
+    monkeypatch.setattr(bench_gpu.subprocess, "run", run)
+    fine, failed, late = bench_gpu.measured(["good.py --a 1", "bad.py", "slow.py late"], "cuda")
+    assert fine.endswith("--a 1 --device cuda --markdown\n```\n\n| a | b |")
+    assert failed.endswith("| a | b |\n\nIt failed: bad")
+    assert late.endswith("| a |\n\nIt was not done when its time was over.")
+
+
+def test_every_command_of_the_plans_is_one_of_its_script() -> None:
+    scripts = {
+        "bench_training.py": bench_training,
+        "bench_attacks.py": bench_attacks,
+        "bench_certification.py": bench_certification,
+    }
+    for line in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
+        script, *given = line.split()
+        scripts[script].parse([*given, "--device", "cuda", "--markdown"])
+
+
+def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(capsys: Any) -> None:
+    options = "--model mnist_cnn --batch 4 --steps 2 --rounds 1 --defenses pgd_at --markdown"
+    bench_training.main([*options.split(), "--precision", "bf16"])
+    out = capsys.readouterr().out
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    assert "matrix rate in bf16" in out and rows[2][:3] == [
+        "pgd_at",
+        "2 F+images, 1 F+weights",
+        "7",
+    ]
+    per_second, share, height = (float(cell) for cell in rows[2][4:7])
+    assert per_second > 1 and 0 <= share < 1 and height >= 0
+
+
+def test_floors_are_those_of_the_network() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    assert benchmark.flop(model, torch.rand(5, 1, 2, 2)) == 2 * 4 * 3
+    assert benchmark.peak(lambda: torch.rand(1000), torch.device("cpu")) == 4000

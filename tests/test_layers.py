@@ -11,7 +11,8 @@ ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
-    " divergences conditions intact determinism fingerprints world crew exchange sharing",
+    " divergences conditions channels portions footprint programs recomputing intact determinism"
+    " fingerprints world crew exchange sharing",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -20,7 +21,8 @@ ROWS = (
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
-    " sweeping slots pool worker messages forecast estimates mirror together",
+    " sweeping slots pool worker messages forecast estimates mirror together"
+    " fitting",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch

@@ -62,7 +62,7 @@ def test_memory_that_runs_out_in_training_costs_at_most_the_epoch(
         status = run(tmp_path, *TRAINING)
     assert status["exit_code"] == 1 and status["state"] == "failed"
     said = capsys.readouterr().err
-    assert said.count("advtrain: memory ran out") == 1 and "Traceback" not in said
+    assert said.count("is too large for the memory of cpu") == 1 and "Traceback" not in said
     assert f"hydra.run.dir={tmp_path} resume=true goes on." in said
     seen = finished(tmp_path)
     assert len(seen) == (step - 1) // 3

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from advtrain.chance import by_luck, expected
+from advtrain.portions import TooLarge, out_of_memory
 from advtrain.types import Classifier
 
 DRAWS = 20  # whose worst shows what choosing among the steps of an attack gains by itself
@@ -37,10 +38,15 @@ class ModelFailed(ValueError):
 
 @contextmanager
 def asking(x: Tensor) -> Iterator[None]:
-    """Whatever the network raises when it is asked about `x` inside becomes ModelFailed."""
+    """Whatever the network raises when it is asked about `x` inside becomes ModelFailed.
+
+    But what is about memory.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(error, TooLarge) or out_of_memory(error):
+            raise
         how = "with" if torch.is_grad_enabled() else "without"
         raise _failed(f"the model fails in a forward pass {how} gradients", x, error) from error
 
@@ -49,13 +55,16 @@ def asking(x: Tensor) -> Iterator[None]:
 def attacking(x: Tensor) -> Iterator[None]:
     """Errors of backward passes inside, and of networks that are not `asked`, become ModelFailed.
 
-    `x`: the images that are attacked. Other errors, which networks have no part in, pass.
+    `x`: the images that are attacked. Other errors, which networks have no part in, pass, and so
+    do those about memory.
     """
     try:
         yield
-    except ModelFailed:
+    except (ModelFailed, TooLarge):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         names = (frame.f_globals.get("__name__") for frame in frames)
         what = next((WITHIN[name] for name in names if name in WITHIN), None)

@@ -16,7 +16,7 @@ those that still stand.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from advtrain.answers import asked, attacking
 from advtrain.averaged import passes, single
 from advtrain.exchange import divided
 from advtrain.modes import crafting
+from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.records import VerdictLog, Verdicts
 from advtrain.rows import per_image
@@ -54,10 +55,14 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """The network that is judged, and one with the same logits up to rounding to attack."""
+    """The network that is judged, and one with the same logits up to rounding to attack.
+
+    `room`: for how many images at once there is memory.
+    """
 
     model: nn.Module
     fast: nn.Module
+    room: Room = field(default_factory=Room)
 
 
 @dataclass(frozen=True)
@@ -112,14 +117,17 @@ class Outcome:
 class Counting:
     """A classifier that counts its examples, forward and backward, once for each draw of them."""
 
-    def __init__(self, model: Classifier, spent: Counter[str] | None = None) -> None:
+    def __init__(
+        self, model: Classifier, spent: Counter[str] | None = None, room: Room | None = None
+    ) -> None:
         self.model = model
         self.spent: Counter[str] = Counter() if spent is None else spent
+        self.room = Room() if room is None else room
         self.each = passes(model)
 
     def around(self, model: Classifier) -> "Counting":
         """Another classifier that counts into the same sums."""
-        return Counting(model, self.spent)
+        return Counting(model, self.spent, self.room)
 
     @property
     def forward_passes(self) -> int:
@@ -130,7 +138,7 @@ class Counting:
         return self.spent["backward"]
 
     def __call__(self, x: Tensor) -> Tensor:
-        logits = asked(self.model, x)
+        logits = asked(partial(self.room.ask, self.model), x)
         self.spent["forward"] += len(x) * self.each
         if logits.requires_grad:
             logits.register_hook(partial(self._count_backward, len(x) * self.each))
@@ -225,10 +233,34 @@ def judge(
     `clean` (B,): which examples are right unattacked; without an attack, those that may be. A
     corruption asks neither for that nor for a set.
     `looks`: fresh single draws to ask about the same points, after the verdict is reached.
-    Weights are frozen and modules in evaluation mode meanwhile; both are restored.
+    Weights are frozen and modules in evaluation mode meanwhile; both are restored. Where memory
+    runs out, passes are halved and the batch begins anew, with the same draws. TooLarge: it runs
+    out with one image.
     """
     began = time.perf_counter()
-    counted, judging = Counting(subject.fast), Counting(subject.model)
+    again = partial(
+        _judge, subject, x, y, attack, threat, key=key, at=at, clean=clean, show=show, looks=looks
+    )
+    found = subject.room.within(again, x)
+    return replace(found, seconds=round(time.perf_counter() - began, 4))
+
+
+def _judge(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    attack: Attack | None,
+    threat: Threat | None,
+    *,
+    key: str,
+    at: tuple[int, ...],
+    clean: Tensor,
+    show: Show | None,
+    looks: int,
+) -> Verdicts:
+    """`judge`, once, without its seconds."""
+    counted = Counting(subject.fast, room=subject.room)
+    judging = Counting(subject.model, room=subject.room)
     drawing = judging.around(single(subject.model))
     with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
         with attacking(x):
@@ -255,7 +287,7 @@ def judge(
         non_finite=int(broken.sum()) if attack is not None else 0,
         forward_passes=counted.forward_passes + judging.forward_passes,
         backward_passes=counted.backward_passes,
-        seconds=round(time.perf_counter() - began, 4),
+        seconds=0.0,
         draws=draws,
         labels=tuple(y.tolist()),
         answers=tuple(named.where(torch.isfinite(logits).all(1), -1).tolist()),

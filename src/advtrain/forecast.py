@@ -29,6 +29,7 @@ from advtrain.certification.noise import KINDS
 from advtrain.certification.smoothing import Smoothed
 from advtrain.data.loader import Batches
 from advtrain.evaluation import Row, Subject, judge, rows
+from advtrain.fitting import for_evaluation, for_training
 from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, viewed
@@ -100,6 +101,7 @@ def forecast(config: Mapping[str, Any], plan: Plan, allowed: tuple[str, ...]) ->
             model = make_model(config, data.shape, len(data.classes), here.device, allowed)
             start_weights(model, config["checkpoint"])
         if evaluation is not None:
+            evaluation = for_evaluation(here, model).build("eval")
             _evaluation(model.eval(), here, evaluation, plan, found)
         found.memory = _peak(here.device)
     return found
@@ -107,6 +109,7 @@ def forecast(config: Mapping[str, Any], plan: Plan, allowed: tuple[str, ...]) ->
 
 def _training(here: Setting, plan: Plan, found: Forecast) -> nn.Module:
     """Time steps, a validation and a checkpoint."""
+    here = for_training(here)
     config = here.config
     batches = Batches(
         here.data.train, config["batch_size"], config["seed"], config["dataset"]["replays"]
@@ -179,7 +182,7 @@ def _evaluation(
         for row in rows(evaluation.attacks, names, classes, view, passes(judged)):
             where = row.name if view == "identity" else f"{row.name} ({view})"
             try:
-                seconds = _row(subject, row, here, min(evaluation.batch_size, size), plan)
+                seconds = _row(subject, row, here, min(evaluation.at_once, size), plan)
             except ValueError as error:
                 found.missing.append(f"row {where}: {error}")
                 continue

@@ -57,7 +57,7 @@ def swift(model: nn.Module, x: Tensor) -> nn.Module:
             if x.device.type == "cpu" and not is_low(fast):
                 _rectify(fast, joints)
                 _exchange(fast)
-            if _agree(fast, deepcopy(model), x):
+            if agree(fast, deepcopy(model), x):
                 return fast
         except Exception:  # anyone's code may refuse a copy or a layout, with any error
             continue
@@ -182,7 +182,7 @@ def _untouched(part: nn.Module) -> bool:
     return not _hooked(part) and part.__dict__.get("forward") is None
 
 
-def _agree(fast: nn.Module, model: nn.Module, x: Tensor) -> bool:
+def agree(fast: nn.Module, model: nn.Module, x: Tensor) -> bool:
     """Whether logits agree, and nearly so the gradients, in which rounding may flip a ReLU."""
     found, expected = _seen(fast, x), _seen(model, x)
     logits = expected[0]

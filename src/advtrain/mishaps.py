@@ -1,20 +1,19 @@
 """What befalls a machine, in a sentence: full memory, full disks, files not to be written."""
 
-import torch
-
 from advtrain.files import FULL
-
-NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+from advtrain.portions import TooLarge, out_of_memory
 
 
 def told(error: Exception) -> str | None:
     """What happened and what helps; None for an error that is of another kind."""
+    if isinstance(error, TooLarge):
+        return f"{error} What was saved before is whole."
     if out_of_memory(error):
         reason = next(iter(str(error).strip().splitlines()), "")[:160].rstrip(".")
         return (
             f"memory ran out{f' ({reason})' if reason else ''}. What was saved before is whole. An "
             "evaluation needs less with a smaller eval.batch_size or eval.certify.batch_size, a "
-            "training with a smaller batch_size."
+            "training with a smaller batch_size (auto finds one), either with precision=bf16."
         )
     if not isinstance(error, OSError) or error.errno is None:
         return None
@@ -25,9 +24,3 @@ def told(error: Exception) -> str | None:
             "room for the rest."
         )
     return f"{where}: {error.strerror}."
-
-
-def out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

@@ -13,7 +13,7 @@ from inspect import unwrap
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from advtrain.parts import require_parts, within
 from advtrain.ranges import Decay, NonNegative, Positive
@@ -38,7 +38,8 @@ def sgd(
 ) -> optim.Optimizer:
     """Stochastic gradient descent; weight decay is added to the gradient, before momentum."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return unguarded(optim.SGD)(groups, lr, momentum, nesterov=nesterov, fused=_fused(groups))
+    kind = unguarded(optim.SGD)
+    return _aligned(kind(groups, lr, momentum, nesterov=nesterov, fused=_fused(groups)))
 
 
 def adam(
@@ -52,7 +53,7 @@ def adam(
 ) -> optim.Optimizer:
     """Adam (Kingma and Ba 2015, https://arxiv.org/abs/1412.6980); decay enters the gradient."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return unguarded(optim.Adam)(groups, lr, _pair(betas), fused=_fused(groups))
+    return _aligned(unguarded(optim.Adam)(groups, lr, _pair(betas), fused=_fused(groups)))
 
 
 def adamw(
@@ -66,7 +67,7 @@ def adamw(
 ) -> optim.Optimizer:
     """Adam with decoupled decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101)."""
     groups = _groups(parameters, lr, weight_decay, no_decay_on_norm, rates or {})
-    return unguarded(optim.AdamW)(groups, lr, _pair(betas), fused=_fused(groups))
+    return _aligned(unguarded(optim.AdamW)(groups, lr, _pair(betas), fused=_fused(groups)))
 
 
 @cache
@@ -118,6 +119,36 @@ def _fused(groups: Groups) -> bool:
     """One kernel for all tensors: a third of the time of a loop, on these devices."""
     members = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
     return all(p.device.type in ("cpu", "cuda") for p in members)
+
+
+def _aligned(optimizer: optim.Optimizer) -> optim.Optimizer:
+    """Fused kernels go by memory, where a gradient or a moment may lie otherwise than its weights.
+
+    So may one from a file, or a gradient that a descent has made: then it is laid out anew.
+    """
+    optimizer.register_step_pre_hook(_lay_gradients)
+    optimizer.register_load_state_dict_post_hook(_lay_moments)
+    return optimizer
+
+
+def _lay_gradients(optimizer: optim.Optimizer, *given: Any) -> None:
+    for group in optimizer.param_groups:
+        for each in group["params"]:
+            if each.grad is not None and not _alike(each, each.grad):
+                each.grad = torch.empty_like(each).copy_(each.grad)
+
+
+def _lay_moments(optimizer: optim.Optimizer) -> None:
+    for each, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == each.shape and not _alike(each, value):
+                state[name] = torch.empty_like(each, dtype=value.dtype).copy_(value)
+
+
+def _alike(weights: Tensor, value: Tensor) -> bool:
+    """Whether both lie in the same order; how far apart single entries are tells nothing."""
+    pairs = zip(weights.shape, weights.stride(), value.stride(), strict=True)
+    return all(mine == other for size, mine, other in pairs if size > 1)
 
 
 def _pair(betas: tuple[float, float]) -> tuple[float, float]:

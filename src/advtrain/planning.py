@@ -124,7 +124,7 @@ def row_keys(
     """
     config = setting.config
     seen_through = plan.views.get(view)
-    common: tuple[Any, ...] = (seen, config["seed"], config["precision"], plan.batch_size)
+    common: tuple[Any, ...] = (seen, config["seed"], config["precision"], plan.at_once)
     if attack_name(seen_through) not in (None, "identity"):
         common += (f"view {spelled(seen_through)}",)
     if looks:

@@ -87,19 +87,25 @@ class Evaluation:
     so many single `draws` are asked about the proposals of each row besides; `naive` is the row
     whose single draws are the published kind of figure, to be held against the worst case.
     Certificates and the PREDICT study are of the first view, of no more than those examples, and of
-    no more than sizes of their own. `exact`: of a linear model, by norm, the radii at which to
-    count exact certificates.
+    no more than sizes of their own. `batch_size: auto` is what fits into memory. `exact`: of a
+    linear model, by norm, the radii at which to count exact certificates.
     """
 
     attacks: Mapping[str, Attack | Combination]
     certify: Certification | None
     size: Count | None
-    batch_size: Count
+    batch_size: Count | Literal["auto"]
     predict: PredictStudy | None = None
     exact: Mapping[str, list[NonNegative]] | None = None
     views: Mapping[str, View] = field(default_factory=lambda: {"identity": identity})
     draws: Count = 10
     naive: str | None = None
+
+    @property
+    def at_once(self) -> int:
+        """Examples in a batch; `fitting` has put a number in the place of `auto`."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
     def __post_init__(self) -> None:
         if not self.views:

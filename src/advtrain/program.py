@@ -9,6 +9,7 @@ from typing import Any
 from advtrain import checkpoints, status
 from advtrain.config import ConfigError, make
 from advtrain.exchange import of_leader
+from advtrain.fitting import for_evaluation, for_training
 from advtrain.newest import CheckpointLost
 from advtrain.reporting.writing import write_run
 from advtrain.run_evaluation import evaluate_model
@@ -42,6 +43,8 @@ def execute(
     code = 1
     try:
         if config["job"] != "eval":
+            here = for_training(here)
+            facts = {**facts, "asked_batch_size": config["batch_size"]}
             alarms = train(here, facts, tracker, stop).alarms
             facts = {**facts, "alarms": alarms}
         if config["job"] != "train" and config["eval"]:
@@ -99,6 +102,7 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
         said = start_weights(model, config["checkpoint"])
         if "; " in said:  # more than where the weights are from
             logger.warning("%s", said)
+        here = for_evaluation(here, model)
         return evaluate_model(model, here, facts, str(config["checkpoint"]), stop)
     best = here.directory / "checkpoints" / "best.pt"
     content = of_leader(partial(_best, best))
@@ -106,4 +110,4 @@ def _evaluate(here: Setting, facts: Mapping[str, Any], stop: Callable[[], None])
         raise ConfigError(f"{best} is of a run with {key}={there}, not {now}; use resume=false.")
     checkpoints.restore(model, checkpoints.weights(content, best), best)
     chosen = {**facts, "selected_on": content["judged_by"], "training": content.get("scores")}
-    return evaluate_model(model, here, chosen, "best", stop)
+    return evaluate_model(model, for_evaluation(here, model), chosen, "best", stop)

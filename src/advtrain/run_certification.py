@@ -25,6 +25,7 @@ from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.modes import crafting
 from advtrain.plans import Certification
+from advtrain.portions import Portioned, Room
 from advtrain.precision import computing_in
 from advtrain.progress import Progress
 from advtrain.runs import Setting
@@ -64,7 +65,8 @@ def certify(
     key = fingerprint(seen, asked, config["seed"])
     log, drawn = setting.directory / "certify.tsv", setting.directory / "draws.tsv"
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
-    smoothed = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
+    portioned = Portioned(model, Room())
+    smoothed = Smoothed(portioned, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
     source = examples.source[:size].tolist()
 
     def done_before() -> set[int]:

@@ -32,8 +32,10 @@ from advtrain.inference import swift
 from advtrain.modes import crafting
 from advtrain.planning import fitted, named, refuse_names, scenes, viewed
 from advtrain.plans import Evaluation
+from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
+from advtrain.programs import at_rest
 from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
@@ -108,6 +110,7 @@ def evaluate_model(
     with told("exact: "):
         require_provable(first, setting, plan)
     naive = row_name(plan.naive, plan.attacks[plan.naive]) if plan.naive else None
+    room = Room()
     fast: dict[int, nn.Module] = {}  # of the networks under the views, some of which share one
     alarms = [
         {"check": "training", "row": "model", "message": message}
@@ -130,7 +133,7 @@ def evaluate_model(
             worst_case=worst_case(found),
             **proven,
             warnings=[*unsound(proven["certified"]), *told_before, *said],
-            environment=environment(setting),
+            environment={**environment(setting), "portion": room.size},
             seconds=round(sum(part["seconds"] for part in parts), 3),
             **findings.entries(found, naive=naive),
         )
@@ -148,7 +151,7 @@ def evaluate_model(
                     row,
                     log,
                     clean=clean,
-                    batch_size=plan.batch_size,
+                    batch_size=plan.at_once,
                     seed=setting.config["seed"],
                     stop=stop,
                     watch=bar.advance,
@@ -166,7 +169,7 @@ def evaluate_model(
             inside = single(scene.judged)
             if id(inside) not in fast:
                 fast[id(inside)] = swift(inside, examples.batch(slice(0, min(size, PROBES)))[0])
-            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]))
+            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]), room)
             clean = judge_row(subject, scene.rows[0], [True] * size).standing
             for row in scene.rows[1:]:
                 judge_row(subject, row, clean)
@@ -220,6 +223,7 @@ def probed(model: nn.Module, setting: Setting, size: int) -> list[dict[str, str]
     x, y = setting.data.test.batch(slice(0, min(size, PROBED)))
     threat, classes = setting.build("threat"), len(setting.data.classes)
     with (
+        at_rest(),
         crafting(model, "eval"),
         full_precision(model),
         stream(x.device, setting.config["seed"], "probe"),
@@ -240,7 +244,7 @@ def known_as(model: nn.Module, setting: Setting, size: int) -> str:
         with stream(x.device, setting.config["seed"], "portrait"):
             return portrait(model, x, threat)
 
-    with crafting(model, "eval"), full_precision(model), told():
+    with at_rest(), crafting(model, "eval"), full_precision(model), told():
         return recognised(drawn(), drawn(), setting.directory / PORTRAIT)
 
 

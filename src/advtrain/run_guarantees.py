@@ -53,7 +53,7 @@ def require_provable(model: nn.Module, setting: Setting, plan: Evaluation) -> No
 
 def linear(model: nn.Module, setting: Setting, plan: Evaluation) -> affine.Affine:
     """Weights and constants of a linear model. ValueError: it is none on the first batch."""
-    first = slice(0, min(len(setting.data.test), plan.batch_size))
+    first = slice(0, min(len(setting.data.test), plan.at_once))
     with full_precision(model), crafting(model, "eval"):
         return affine.read(model, setting.data.test.batch(first)[0])
 
@@ -65,8 +65,8 @@ def exact(model: nn.Module, setting: Setting, plan: Evaluation) -> dict[str, Any
     size = min(len(examples), plan.size or len(examples))
 
     def judged(norm: str) -> Iterator[tuple[Distances, Tensor]]:
-        for start in range(0, size, plan.batch_size):
-            x, y = examples.batch(slice(start, min(start + plan.batch_size, size)))
+        for start in range(0, size, plan.at_once):
+            x, y = examples.batch(slice(start, min(start + plan.at_once, size)))
             yield distances(known, x, norm), y
 
     return {norm: dict(summary(judged(norm), radii)) for norm, radii in plan.exact.items()}

@@ -21,6 +21,7 @@ from advtrain.inference import swift
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting
 from advtrain.plans import Certification
+from advtrain.portions import Portioned, Room
 from advtrain.precision import computing_in, full_precision
 from advtrain.progress import Progress
 from advtrain.results import spelled
@@ -64,7 +65,7 @@ def soundness(
     key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
     of_leader(partial(header, [log]))
-    g = Smoothed(model, len(setting.data.classes), plan.sigma, plan.batch_size)
+    g = Smoothed(Portioned(model, Room()), len(setting.data.classes), plan.sigma, plan.batch_size)
     done = of_leader(lambda: {each.index for each in ATTEMPTS.repair(log).lines})
     missing = [each for each in certificates if each.index not in done]
     bar = Progress(len(claims), "soundness", "img", done=len(done))

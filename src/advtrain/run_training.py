@@ -21,6 +21,7 @@ from advtrain.models.batch_norm import synchronise
 from advtrain.models.spectral_norm import refresh
 from advtrain.optimizers import require_rates
 from advtrain.plans import Validation
+from advtrain.portions import Room
 from advtrain.progress import Progress
 from advtrain.rescue import Rescue
 from advtrain.run_validation import validate
@@ -42,7 +43,7 @@ from advtrain.world import here
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
     *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile", "deterministic", "published", "paper", "plan"),
+    *("scale", "compile", "recompute", "deterministic", "published", "paper", "plan"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
 stand in other nodes too (attack). Of `dataset`, those of PLACES."""
@@ -84,6 +85,8 @@ def train(
         course = Course(setting, facts, tracker, batches, rescue, bar)
         if beginning:
             bar.say(beginning)
+        if facts.get("asked_batch_size") == "auto":
+            bar.say(f"batch_size=auto: {batches.batch_size}")
         while state.step < total * len(batches) and not rescue.history.ended:
             try:
                 for report in epochs(
@@ -135,6 +138,7 @@ class Course:
         self.state, self.history = rescue.state, rescue.history
         self.validation: Validation = setting.build("validate")
         self.total: int = setting.config["epochs"]
+        self.room = Room()
 
     def watch(self, logs: Logs, examples: int) -> None:
         """After a step."""
@@ -152,7 +156,9 @@ class Course:
         require_same_weights(state)
         require_finite_weights(state)
         if epoch % validation.every == 0 or epoch == self.total:
-            report |= validate(state.average.model, self.setting, validation, state.defense)
+            report |= validate(
+                state.average.model, self.setting, validation, state.defense, self.room
+            )
         history.reports.append(report)
         if history.improves(report, state.defense.judged_by):
             self._save("best", scores=report)

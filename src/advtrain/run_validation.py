@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from advtrain.evaluation import Row, Subject, judge
 from advtrain.exchange import of_all
 from advtrain.plans import Validation
+from advtrain.portions import Room
 from advtrain.runs import Setting
 from advtrain.seeding import stream
 from advtrain.sharing import sharing
@@ -20,14 +21,19 @@ BATCH = 500
 
 
 def validate(
-    model: nn.Module, setting: Setting, validation: Validation, defense: Defense
+    model: nn.Module,
+    setting: Setting,
+    validation: Validation,
+    defense: Defense,
+    room: Room | None = None,
 ) -> dict[str, float]:
     """Clean and adversarial accuracy on the validation split; the same draws at every epoch.
 
     The defense says what else the images are put through, by the metric that it gives, what attacks
     work on, and under which views: of several the mean is `val_acc` and so on, and each stands
-    beside it as `val_acc[lambda=0.2]`.
+    beside it as `val_acc[lambda=0.2]`. `room`: for how many images there is memory, as known.
     """
+    room = Room() if room is None else room
     size = min(len(setting.data.validation), validation.size)
     if size == 0:
         return {}
@@ -35,7 +41,7 @@ def validate(
     rows = {name: Row("validation", "validation", attack, {}) for name, attack in attacks.items()}
 
     def seen(network: nn.Module) -> dict[str, float]:
-        return accuracies(Subject(network, defense.attacked(network)), setting, rows, size)
+        return accuracies(Subject(network, defense.attacked(network), room), setting, rows, size)
 
     if not defense.views:
         return seen(model)

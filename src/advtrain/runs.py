@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from advtrain import checkpoints
+from advtrain.channels import channels_last
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
@@ -19,7 +20,9 @@ from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
 from advtrain.parts import require_parts
 from advtrain.plans import Validation
 from advtrain.precision import low_precision
+from advtrain.programs import compiled
 from advtrain.ranges import Count, Natural, Unit
+from advtrain.recomputing import recomputing
 from advtrain.seeding import derive
 from advtrain.types import (
     Average,
@@ -76,7 +79,7 @@ class Program:
     logger: Mapping
     scale: Mapping
     epochs: Count
-    batch_size: Count
+    batch_size: Count | Literal["auto"]
     checkpoint: str | None
     fresh: list[str]
     freeze: list[str]
@@ -86,7 +89,8 @@ class Program:
     device: str
     precision: Literal["fp32", "bf16"]
     spectral_norm: Literal["none", "matrix", "convolution"]
-    compile: bool
+    compile: bool | Literal["reduce-overhead"]
+    recompute: bool
     deterministic: bool
     batch_norm: Literal["sync", "local"]
     packages: list[str]
@@ -154,9 +158,34 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     torch.backends.cuda.matmul.allow_tf32 = False
     demand(config["deterministic"])
     device = choose_device(config["device"])
+    require_able(device, config["precision"], config["compile"])
+    if config["compile"] and config.get("recompute"):
+        raise ConfigError(
+            f"compile={config['compile']} recompute=true: programs choose by themselves what they "
+            "compute again. Give one of the two."
+        )
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
     return Setting(config, directory, device, data, tuple(allowed))
+
+
+def require_able(device: torch.device, precision: str, graphs: bool | str) -> None:
+    """Raise ConfigError for what `device` cannot do."""
+    if graphs == "reduce-overhead" and device.type != "cuda":
+        raise ConfigError(
+            f"compile=reduce-overhead records CUDA graphs, and device is {device.type}. Use "
+            "compile=true."
+        )
+    if precision == "bf16" and device.type == "cuda" and not bfloat16():
+        raise ConfigError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no units for bfloat16. Use "
+            "precision=fp32."
+        )
+
+
+def bfloat16() -> bool:
+    """Whether the CUDA device computes in bfloat16 by itself."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_model(
@@ -174,12 +203,13 @@ def make_model(
             normalise(model, shape, config.get("spectral_norm", "none"))
             if config["precision"] == "bf16":
                 low_precision(model, torch.bfloat16)
+            if config.get("recompute"):
+                recomputing(model)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    model = model.to(device)
+    model = channels_last(model.to(device), shape)
     if config["compile"]:
-        torch._functorch.config.donated_buffer = False  # probes and FAB go back twice from one pass
-        model.compile()
+        compiled(model, graphs=config["compile"] == "reduce-overhead")
     return model
 
 
@@ -240,7 +270,7 @@ def load_run(
             f"checkpoint={file} holds no configuration: say what its network is by a key `model` "
             "beside `checkpoint`, or build it yourself and use checkpoints.load_weights."
         )
-    config = {**content["config"], "compile": False}
+    config = {**content["config"], "compile": False, "recompute": False}
     shape = tuple(content["data"]["shape"])
     classes = content["data"]["classes"]
     confined(config.get("model"), "advtrain.models", f"{file}: model", packages)

@@ -74,6 +74,16 @@ def shared(rows: int) -> Shared | None:
     return batch if batch is not None and len(batch) == rows else None
 
 
+def generators(device: torch.device) -> list[Generator]:
+    """The streams that numbers come from which are drawn without a generator of their own."""
+    batch = _shared.get()
+    found = [torch.default_generator]
+    if device.type == "cuda":
+        place = torch.cuda.current_device() if device.index is None else device.index
+        found.append(torch.cuda.default_generators[place])
+    return [*found, *([] if batch is None else [batch.generator])]
+
+
 def weight() -> float:
     """What a mean over this process's rows counts for in that over all rows; 1 outside."""
     batch = _shared.get()

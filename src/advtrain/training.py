@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from advtrain.exchange import averaged, follow, follow_buffers, of_all
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
+from advtrain.portions import TooLarge, out_of_memory
 from advtrain.sharing import sharing, weight
 from advtrain.strided import sooner
 from advtrain.types import (
@@ -180,7 +181,8 @@ def epochs(
     and `examples_per_second`. `stop` is called between steps and may raise; the state is then
     complete and may be saved. Raises TrainingFailed when a loss is not finite: losses are looked
     at every `check_every` steps, so that the host need not wait for the device at each;
-    TrainingRefused where a part of the method raises ValueError.
+    TrainingRefused where a part of the method raises ValueError;
+    TooLarge where memory does not hold a step.
     """
     steps = len(batches)
     unchecked: dict[int, Tensor] = {}
@@ -208,6 +210,13 @@ def epochs(
                         state.last = train_step(state, x, y, now, method)
                 except ValueError as error:
                     raise TrainingRefused(str(error)) from error
+                except Exception as error:
+                    if not out_of_memory(error):
+                        raise
+                    raise TooLarge(
+                        f"a training step of {len(x)} images is too large for the memory of "
+                        f"{x.device}. Use a smaller batch_size, batch_size=auto, or precision=bf16."
+                    ) from error
                 state.meter.add(state.last, images)
                 unchecked[state.step] = state.last["loss"]
                 watch(state.last, images)

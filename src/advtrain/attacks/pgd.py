@@ -24,6 +24,7 @@ from advtrain.attacks.guard import guarded
 from advtrain.attacks.objectives import cross_entropy
 from advtrain.attacks.objectives import targeted as descending
 from advtrain.draws import normal
+from advtrain.programs import program
 from advtrain.ranges import Count, NonNegative, Range, Unit, require
 from advtrain.types import Classifier, Gain, Objective, Start, Threat
 
@@ -146,17 +147,33 @@ def climb(
     bind = descending(objective) if targeted else objective
     gain = bind(watched if choosing else model, x, y)
     project = threat.around(x)
+    forward = program(model, ascend)
+    size = step_size if forward is ascend else x.new_full((), step_size)
     for _ in range(restarts):
         x_adv, direction = project(start(x, threat, generator=generator)), rule()
         for _ in range(steps):
+            if keep == "last":
+                x_adv = forward(x_adv, gain, direction, size, project)
+                continue
             value, gradient = evaluate(gain, x_adv)
-            if keep == "any":
-                best.offer(x_adv, value, watched.logits)
+            best.offer(x_adv, value, watched.logits)
             x_adv = project(step(x_adv, direction(gradient), step_size))
         if choosing:
             with torch.no_grad():
                 best.offer(x_adv, gain(x_adv), watched.logits)
     return best.x if choosing else x_adv
+
+
+def ascend(
+    x_adv: Tensor,
+    gain: Gain,
+    direction: Rule,
+    size: float | Tensor,
+    project: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """One ascent of length `size` and its projection."""
+    _, gradient = evaluate(gain, x_adv)
+    return project(step(x_adv, direction(gradient), size))
 
 
 def evaluate(gain: Gain, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +197,8 @@ def require_gradient(value: Tensor) -> None:
         )
 
 
-def step(x_adv: Tensor, direction: Tensor, size: float) -> Tensor:
+def step(x_adv: Tensor, direction: Tensor, size: float | Tensor) -> Tensor:
     """`x_adv + size * direction`, in a tensor of its own."""
+    if isinstance(size, Tensor):
+        return torch.addcmul(x_adv, direction, size)
     return torch.add(x_adv, direction, alpha=size)

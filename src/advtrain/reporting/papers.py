@@ -18,7 +18,8 @@ from advtrain.reporting.records import Row, Run
 Reach = tuple[float, float]
 
 FREE = (
-    *("experiment", "row", "name", "seed", "device", "compile", "deterministic", "resume", "job"),
+    *("experiment", "row", "name", "seed", "device", "resume", "job"),
+    *("compile", "recompute", "deterministic"),
     "packages",
 )
 """Keys of the command line that leave a setting what it is; so do those of FREE_GROUPS."""

@@ -1,0 +1,116 @@
+"""`batch_size=auto` and `eval.batch_size=auto`: numbers in their place, before they are needed.
+
+A training minibatch is the largest power of two for which a step of this run fits into memory, and
+no larger than MOST, nor than leaves an epoch UPDATES steps: methods are not tuned for more, and
+their rates stay as they are. A batch of an evaluation is the largest for which the gradient to the
+images fits. A run that goes on keeps the number that it has; of several processes each finds what
+fits, and the least counts.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from advtrain import checkpoints
+from advtrain.averaged import rewrapped, single
+from advtrain.exchange import of_all, of_leader
+from advtrain.footprint import largest
+from advtrain.inference import swift
+from advtrain.modes import crafting
+from advtrain.run_training import begun, method_of
+from advtrain.runs import Setting
+from advtrain.seeding import stream
+from advtrain.sharing import sharing
+from advtrain.training import train_step
+from advtrain.types import Moment
+from advtrain.world import ALONE, here, within
+
+AUTO = "auto"
+MOST = 1024
+UPDATES = 16
+PROBES = 16  # images on which the copy that is attacked is held against the network
+MIDDLE = Moment(step=101, epoch=1.01, progress=0.505, batch=1)  # where attacks are at full radius
+
+
+def for_training(setting: Setting) -> Setting:
+    """`setting` with the `batch_size` of a training. TooLarge: one image is too large."""
+    if setting.config["batch_size"] != AUTO:
+        return setting
+    before = of_leader(partial(_before, setting)) if setting.config["resume"] else None
+    if before is not None:
+        return _with_batch_size(setting, before)
+    size, processes = len(setting.data.train), here().size
+    most = max(1, min(MOST, size // UPDATES) // processes)
+    with within(ALONE):
+        found = largest(_step(setting), most, setting.device)
+    return _with_batch_size(setting, processes * min(of_all(lambda: found)))
+
+
+def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
+    """`setting` with the `eval.batch_size` for this network. TooLarge: one image is too large."""
+    asked = setting.config["eval"]
+    if not asked or asked["batch_size"] != AUTO:
+        return setting
+    found = largest(_pass(setting, model), MOST, setting.device)
+    config = {**setting.config, "eval": {**asked, "batch_size": min(of_all(lambda: found))}}
+    return replace(setting, config=config)
+
+
+def _with_batch_size(setting: Setting, size: int) -> Setting:
+    return replace(setting, config={**setting.config, "batch_size": size})
+
+
+def _before(setting: Setting) -> int | None:
+    """That of the run in this directory, if there is one to go on with."""
+    last = setting.directory / "checkpoints" / "last.pt"
+    if not last.exists():
+        return None
+    found = checkpoints.load(last).get("config", {}).get("batch_size")
+    return found if isinstance(found, int) else None
+
+
+def _step(setting: Setting) -> Callable[[int], None]:
+    """A step on so many training images, of a copy of what a training begins with."""
+    config, train = setting.config, setting.data.train
+    state, freezing, _ = begun(setting, len(train), anew=False)
+    method = method_of(setting, state, freezing)
+
+    def step(size: int) -> None:
+        x, y = _images(setting, size)
+        once = deepcopy(state)
+        once.model.train()
+        place = (x.device, config["seed"], "fitting")
+        with stream(*place), sharing(size, *place):
+            train_step(once, x, y, MIDDLE, method)
+
+    return step
+
+
+def _pass(setting: Setting, model: nn.Module) -> Callable[[int], None]:
+    """The gradient to so many images, of what is attacked and of what is judged."""
+    view = next(iter(setting.build("eval").views.values()))
+    judged = view(model.eval())
+    few = setting.data.test.batch(slice(0, PROBES))[0]
+    fast = rewrapped(judged, swift(single(judged), few))
+
+    def run(size: int) -> None:
+        x = _images(setting, size)[0]
+        place = (x.device, setting.config["seed"], "fitting")
+        for network in (fast, judged):
+            with crafting(network, "eval"), torch.enable_grad(), stream(*place):
+                leaf = x.clone().requires_grad_()
+                logits: Tensor = network(leaf)
+                if logits.requires_grad:
+                    torch.autograd.grad(logits.sum(), leaf)
+
+    return run
+
+
+def _images(setting: Setting, size: int) -> tuple[Tensor, Tensor]:
+    """So many training images, the same ones several times if need be."""
+    train = setting.data.train
+    return train.batch(torch.arange(size) % len(train))

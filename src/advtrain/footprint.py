@@ -1,0 +1,139 @@
+"""How much memory a computation takes at its height, and for how many images there is enough.
+
+On CUDA batches are tried, doubled each time, and the allocator tells what they took. A processor
+has no such counter, and running out of memory there ends the process: what tensors take is counted
+on two images and on one, and the difference is what an image takes.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from advtrain.portions import TooLarge, out_of_memory, release
+from advtrain.programs import at_rest
+
+SHARE = 0.8  # of the free memory of a CUDA device: allocators lose some between their blocks
+SPARED = 0.5  # of a processor's, where others live, too
+GIGABYTE = 2**30
+
+
+def largest(trial: Callable[[int], object], most: int, device: torch.device) -> int:
+    """The largest power of two, at most `most`, for which `trial` of so many images fits.
+
+    What the trials took is free again afterwards. TooLarge: not even one fits.
+    """
+    fits = _tried if device.type == "cuda" else _counted
+    with at_rest():  # programs take no more, and would be compiled for every size
+        found = fits(trial, most, device)
+    release(device)
+    if not found:
+        raise TooLarge(
+            f"batch_size=auto: one image is too large for the memory of {device}, "
+            f"{free(device) / GIGABYTE:.1f} GiB. Use precision=bf16, a smaller model, or another "
+            "device."
+        )
+    return found
+
+
+def free(device: torch.device) -> int:
+    """Bytes that are free, or that this process has from the device and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + unused)
+    lines = Path("/proc/meminfo")
+    for line in lines.read_text().splitlines() if lines.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return min(1024 * int(line.split()[1]), *_of_container())
+    return 4 * GIGABYTE  # a system that does not tell
+
+
+def _of_container() -> list[int]:
+    """What a container of Linux may still take; nothing where there is no bound."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        bound, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return [max(0, int(bound) - int(used))]
+    except (OSError, ValueError):
+        return [2**62]
+
+
+def _tried(trial: Callable[[int], object], most: int, device: torch.device) -> int:
+    room, found, size = SHARE * free(device), 0, 1
+    before = torch.cuda.memory_allocated(device)
+    while size <= most:
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            trial(size)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            break
+        if torch.cuda.max_memory_allocated(device) - before > room:
+            break
+        found, size = size, 2 * size
+    return found
+
+
+def _counted(trial: Callable[[int], object], most: int, device: torch.device) -> int:
+    heights = []
+    for size in (1, 2, 2):  # what is set up once counts in the first
+        with Height() as height:
+            trial(size)
+        heights.append(height.most)
+    with Height() as height:
+        trial(1)
+    each = max(heights[-1] - height.most, 1)
+    room = SPARED * free(device) - height.most + each
+    found = 0
+    while max(1, 2 * found) <= most and max(1, 2 * found) * each <= room:
+        found = max(1, 2 * found)
+    return found
+
+
+class Height(TorchDispatchMode):
+    """Inside, the bytes of tensors made and not yet freed are followed; `most`: their height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        call: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        found = call(*args, **(kwargs or {}))
+        given = {id(_storage(each)) for each in tree_leaves((args, kwargs)) if _stored(each)}
+        for each in tree_leaves(found):
+            if _stored(each) and id(_storage(each)) not in given:
+                self._note(_storage(each))
+        return found
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        name, size = id(storage), storage.nbytes()
+        if name not in self.alive:
+            self.alive.add(name)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, name, size)
+
+    def _forget(self, name: int, size: int) -> None:
+        self.alive.discard(name)
+        self.now -= size
+
+
+def _stored(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()

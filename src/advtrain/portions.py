@@ -1,0 +1,117 @@
+"""Passes of a network in portions, where memory does not hold a batch at once.
+
+A batch is halved where the network sees it and nowhere else: an attack goes on with the whole of
+it, and so with the same random numbers and the same points, whatever it couples. Where a gradient
+is wanted, a portion keeps nothing of its forward pass and makes it once more on the way back
+(Chen et al. 2016, https://arxiv.org/abs/1604.06174), so that activations of one portion at a time
+are in memory. For networks in evaluation mode, whose images do not depend on each other: logits
+are the same up to what kernels round otherwise in smaller batches. A network that draws random
+numbers itself draws others.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from advtrain.sharing import generators
+from advtrain.types import Classifier
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says that is about memory; of CUDA's allocator there is a class besides."""
+
+
+class TooLarge(ValueError):
+    """One image is too large for the memory, or a training minibatch is; the message says which."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory was asked for that is not there."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+class Room:
+    """How many images at most go through a network at once: `size`, None as long as all do.
+
+    Halved for good when memory runs out.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def ask(self, model: Classifier, x: Tensor) -> Tensor:
+        """`model(x)`, in portions. TooLarge: one image alone is too much."""
+        return self._until_it_fits(lambda: self._asked(model, x), x)
+
+    def within(self, action: Callable[[], T], x: Tensor) -> T:
+        """What `action` makes of the images `x`, once more from the beginning where it runs out.
+
+        The same global random numbers are drawn each time. TooLarge: as `ask`.
+        """
+        states = [(source, source.get_state()) for source in generators(x.device)]
+
+        def again() -> None:
+            for source, state in states:
+                source.set_state(state)
+
+        return self._until_it_fits(action, x, again)
+
+    def _until_it_fits(
+        self, action: Callable[[], T], x: Tensor, again: Callable[[], None] = lambda: None
+    ) -> T:
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+            self._halve(x)  # here nothing that the error holds is alive any more
+            again()
+
+    def _asked(self, model: Classifier, x: Tensor) -> Tensor:
+        if self.size is None or len(x) <= self.size:
+            return model(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            parts = [checkpoint(model, part, use_reentrant=False) for part in x.split(self.size)]
+        else:
+            parts = [model(part) for part in x.split(self.size)]
+        return torch.cat(parts)
+
+    def _halve(self, x: Tensor) -> None:
+        before = len(x) if self.size is None else min(self.size, len(x))
+        release(x.device)
+        if before <= 1:
+            raise TooLarge(
+                f"one image of shape {tuple(x.shape[1:])} is too large for the memory of "
+                f"{x.device}. Use precision=bf16, a smaller model, or another device."
+            )
+        self.size = before // 2
+        logger.warning(
+            "memory of %s does not hold %d images in a pass: from here on %d at a time.",
+            *(x.device, before, self.size),
+        )
+
+
+class Portioned:
+    """A classifier that asks `model` in portions that fit."""
+
+    def __init__(self, model: nn.Module, room: Room) -> None:
+        self.model, self.room = model, room
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.room.ask(self.model, x)
+
+
+def release(device: torch.device) -> None:
+    """Give back what the allocator of a device keeps, so that it is not in pieces."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,156 @@
+"""Compiled programs of static shapes, for the passes that a run makes thousands of times.
+
+A compiled network is one program for each number of images. In evaluation mode images do not depend
+on each other, so a batch is filled up to a size that is there: the largest one seen, its half, its
+quarter and so on. In training mode they do, and the one short minibatch of an epoch runs as it is
+written. Functions around a network that gradients run through inside, as a step of an attack, are
+compiled with it, whole.
+
+What does not compile is told once, by name, and runs as it is written.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+Compile = bool | Literal["reduce-overhead"]
+F = TypeVar("F", bound=Callable[..., Tensor])
+
+PROGRAMS = 64  # of one function, at most: sizes, with and without gradients, either mode
+GRADIENTS = "trace_autograd_ops"  # of dynamo's settings: programs may hold torch.autograd.grad
+
+DYNAMOS = "The .grad attribute of a Tensor that is not a leaf"
+"""A warning that dynamo raises about what it looks at itself."""
+
+_resting: ContextVar[bool] = ContextVar("resting", default=False)
+
+
+def compiled(model: nn.Module, *, backend: Any = "inductor", graphs: bool = False) -> nn.Module:
+    """`model`, in place with compiled calls; the same object. Copies of it are not compiled.
+
+    `graphs`: each program is recorded as a CUDA graph, too.
+    """
+    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
+    functorch.force_non_lazy_backward_lowering = True  # so that errors come with the first call
+    functorch.donated_buffer = False  # some attacks go back through a pass twice
+    if hasattr(dynamo, GRADIENTS):
+        setattr(dynamo, GRADIENTS, True)
+    warnings.filterwarnings("ignore", DYNAMOS)
+    model._compiled_call_impl = Static(model, backend, graphs)
+    return model
+
+
+def program(model: object, function: F) -> F:
+    """`function` compiled whole, with the network inside, if `model` is compiled; else itself.
+
+    Its first argument is a tensor with a row for each image. Numbers among its arguments that
+    change from call to call come as tensors.
+    """
+    static = getattr(model, "_compiled_call_impl", None)
+    if not isinstance(static, Static) or not hasattr(torch._dynamo.config, GRADIENTS):
+        return function
+    return static.around(function)
+
+
+@contextmanager
+def at_rest() -> Iterator[None]:
+    """Inside, compiled networks run as they are written."""
+    token = _resting.set(True)
+    try:
+        yield
+    finally:
+        _resting.reset(token)
+
+
+class Static:
+    """What a call of a compiled network does."""
+
+    def __init__(self, model: nn.Module, backend: Any, graphs: bool) -> None:
+        self.model, self.graphs = model, graphs
+        self.options: dict[str, Any] = {"backend": backend, "dynamic": False}
+        if graphs:
+            self.options["mode"] = "reduce-overhead"
+        self.network = torch.compile(model._call_impl, **self.options)
+        self.programs: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+        self.refused: set[object] = set()
+        self.minibatch = 0  # images of the largest batch in training mode
+        self.most = 0  # and in evaluation mode
+
+    def __call__(self, x: Tensor, *more: Any, **options: Any) -> Any:
+        plain = self.model._call_impl
+        if torch.compiler.is_compiling() or _resting.get() or more or options:
+            return plain(x, *more, **options)
+        if any(part.training for part in self.model.modules()):
+            return self._run(self.network, plain, x) if self._whole(x) else plain(x)
+        size = self._size(len(x))
+        logits: Tensor = self._run(self.network, plain, filled(x, size))
+        return logits if size == len(x) else logits[: len(x)]
+
+    def around(self, function: F) -> F:
+        """`function` as one program, for whole minibatches."""
+        if function not in self.programs:
+            self.programs[function] = torch.compile(function, fullgraph=True, **self.options)
+
+        def run(x: Tensor, *more: Any) -> Tensor:
+            if _resting.get() or not self._whole(x):
+                with at_rest():
+                    return function(x, *more)
+            found: Tensor = self._run(self.programs[function], function, x, *more)
+            return found
+
+        return run  # type: ignore[return-value]
+
+    def _whole(self, x: Tensor) -> bool:
+        self.minibatch = max(self.minibatch, len(x))
+        return len(x) == self.minibatch
+
+    def _size(self, images: int) -> int:
+        """The least of `most`, its half and so on, that is not below `images`."""
+        self.most = size = max(self.most, images)
+        while images <= size // 2:
+            size //= 2
+        return size
+
+    def _run(self, fast: Callable[..., Any], plain: Callable[..., Any], *given: Any) -> Any:
+        if fast not in self.refused:
+            try:
+                found = fast(*given)
+                return found.clone() if self.graphs else found  # a graph overwrites what it returns
+            except Exception as error:
+                if not _of_compiler(error):
+                    raise
+                self.refused.add(fast)
+                self._tell(plain, error)
+        return plain(*given)
+
+    def _tell(self, plain: Callable[..., Any], error: Exception) -> None:
+        name = type(self.model).__name__
+        what = name if _name(plain) == "_call_impl" else f"{_name(plain)} around {name}"
+        error = getattr(error, "inner_exception", error)
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        logger.warning("compile: %s does not compile (%s) and runs as it is.", what, first[:200])
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def filled(x: Tensor, size: int) -> Tensor:
+    """`x` with its last row repeated, up to `size` rows; as it is where there are as many."""
+    if size == len(x):
+        return x
+    return torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])
+
+
+def _of_compiler(error: BaseException) -> bool:
+    homes = ("torch._dynamo", "torch._inductor", "torch._functorch")
+    return any(kind.__module__.startswith(homes) for kind in type(error).__mro__)

@@ -1,0 +1,256 @@
+"""Where memory runs out: passes in halves, with the same verdicts; or a sentence."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from running import DATA, FITTING, run
+from torch import Tensor, nn
+
+from advtrain import footprint
+from advtrain.attacks.apgd import apgd
+from advtrain.attacks.gama import gama_pgd
+from advtrain.attacks.objectives import guided
+from advtrain.attacks.pgd import pgd
+from advtrain.attacks.square import square
+from advtrain.certification.smoothing import Smoothed
+from advtrain.evaluation import Subject, judge
+from advtrain.footprint import largest
+from advtrain.norms import nuclear_norm
+from advtrain.portions import Portioned, Room, TooLarge, out_of_memory
+from advtrain.seeding import stream
+from advtrain.threat import Linf
+
+BOX = Linf(0.05)
+HERE = torch.device("cpu")
+
+
+class Narrow(torch.autograd.Function):
+    """The identity, whose backward pass has room for so many images."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, most: int) -> Tensor:
+        ctx.most = most
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if len(gradient) > ctx.most:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: 12 bytes"
+            )
+        return gradient, None
+
+
+class Small(nn.Module):
+    """A network with room for `forth` images on the way forth, and for `back` on the way back."""
+
+    limits: ClassVar[dict[str, int]] = {"forth": 10**6, "back": 10**6}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        self.asked: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(len(x))
+        if len(x) > self.limits["forth"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        logits: Tensor = self.layer(Narrow.apply(x, self.limits["back"]))
+        return logits
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def limit(**most: int) -> None:
+        monkeypatch.setattr(Small, "limits", {"forth": 10**6, "back": 10**6} | most)
+
+    return limit
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Images, and what the network says of them where it has room."""
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x, Small().layer(x).argmax(1)
+
+
+COUPLED = guided(distance=nuclear_norm, weight=4.5)  # the images of a batch hang together
+ATTACKS = {
+    "pgd": partial(pgd, threat=BOX, steps=3, step_size=0.02, restarts=2, keep="any"),
+    "apgd": partial(apgd, threat=BOX, steps=5),
+    "gama": partial(gama_pgd, threat=BOX, steps=4, weight=5),
+    "nuclear": partial(pgd, threat=BOX, steps=3, step_size=0.02, objective=COUPLED),
+    "square": partial(square, threat=BOX, queries=20),
+}
+
+
+def judged(attack: Any, room: Room) -> tuple[Any, Small]:
+    (x, y), model = batch(), Small().eval()
+    clean = torch.ones_like(y, dtype=torch.bool)
+    with stream(HERE, 0, "row"):
+        found = judge(
+            Subject(model, model, room), x, y, attack, BOX, key="", at=tuple(range(24)), clean=clean
+        )
+    return replace(found, seconds=0.0), model
+
+
+@pytest.mark.parametrize("limit", [{"forth": 7}, {"back": 7}], ids=["forth", "back"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_verdicts_in_halves_are_those_of_the_whole(name: str, limit: Any, limits: Any) -> None:
+    whole, _ = judged(ATTACKS[name], Room())
+    limits(**limit)
+    room = Room()
+    halves, model = judged(ATTACKS[name], room)
+    assert halves == whole and {*whole.robust} == {"0", "1"}
+    if name == "square" and "back" in limit:  # it takes no gradient
+        assert room.size is None
+    else:
+        assert room.size == 6 and max(model.asked[-4:]) == 6
+
+
+def test_the_next_batch_begins_with_what_is_known_to_fit(limits: Any) -> None:
+    limits(back=7)
+    room = Room()
+    judged(ATTACKS["pgd"], room)
+    _, model = judged(ATTACKS["pgd"], room)
+    assert max(model.asked) == 6
+
+
+def test_a_portion_keeps_nothing_of_its_forward_pass() -> None:
+    x = batch()[0].requires_grad_()
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(len(saved)) or saved, lambda saved: saved
+    ):
+        Room(6).ask(Small().requires_grad_(False), x)
+    assert all(rows == 6 for rows in kept) and len(kept) <= 4
+
+
+def test_one_image_too_many_is_told_and_other_errors_pass(limits: Any) -> None:
+    limits(forth=0)
+    with pytest.raises(TooLarge, match=r"one image of shape \(1, 8, 8\) is too large"):
+        judged(ATTACKS["pgd"], Room())
+
+    def broken() -> None:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        Room().within(broken, torch.rand(2, 3))
+    assert not out_of_memory(RuntimeError("shapes")) and out_of_memory(MemoryError())
+
+
+def test_certificates_in_halves_are_those_of_the_whole(limits: Any) -> None:
+    (x, _), model, room = batch(), Small().eval(), Room()
+    given = {"n0": 20, "n": 300, "alpha": 0.01, "seeds": range(4)}
+    whole = Smoothed(model, 10, 0.25, 100).certify(x[:4], **given)
+    limits(forth=30)
+    halves = Smoothed(Portioned(model, room), 10, 0.25, 100).certify(x[:4], **given)
+    assert room.size == 20 and (whole[1] > 0).any()
+    assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
+
+
+OF_SMALL = ("model=custom", "model.factory=test_portions.made", "scale=smoke", *DATA[:3])
+
+
+def made(shape: Any, classes: int) -> nn.Module:
+    return Small()
+
+
+def results(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "results.json").read_text())
+    return found
+
+
+def test_a_run_goes_on_in_halves_and_says_so(tmp_path: Path, limits: Any, capfd: Any) -> None:
+    given = (*FITTING, *OF_SMALL, "attack.steps=2", "eval=quick", "epochs=1", "batch_size=12")
+    limits(back=15)
+    assert run(tmp_path / "halves", *given)["exit_code"] == 0
+    assert results(tmp_path / "halves")["environment"]["portion"] == 10
+    limits(back=0)
+    capfd.readouterr()
+    failed = run(tmp_path / "none", *given)
+    told = capfd.readouterr().err
+    assert failed["exit_code"] == 1 and failed["state"] == "failed"
+    assert "a training step of 12 images is too large" in told and "Traceback" not in told
+
+
+def test_auto_is_a_number_that_a_continued_run_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (*FITTING[:-1], *DATA, "attack.steps=2", "eval=quick", "dataset.train_size=400")
+    auto = ("batch_size=auto", "eval.batch_size=auto")
+    assert run(tmp_path / "out", *given, *auto, "epochs=1")["exit_code"] == 0
+    config = results(tmp_path / "out")["config"]
+    assert config["batch_size"] == 16 and config["eval"]["batch_size"] == 1024
+    monkeypatch.setattr(footprint, "free", lambda device: 0)
+    again = run(tmp_path / "out", *given, "batch_size=auto", "eval=none", "epochs=1")
+    assert again["exit_code"] == 0
+    none = run(tmp_path / "none", *given, *auto, "epochs=1")
+    assert none["exit_code"] == 1 and "one image is too large" in none["error"]
+
+
+def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(images: int) -> None:
+        x = torch.rand(images, 1000, requires_grad=True)
+        (x * 2).exp().sin().sum().backward()  # five times x at the height
+
+    monkeypatch.setattr(footprint, "free", lambda device: 2 * 20_000 * 100)
+    assert largest(step, 1024, HERE) == 64
+    assert largest(step, 32, HERE) == 32
+    monkeypatch.setattr(footprint, "free", lambda device: 20_000)
+    with pytest.raises(TooLarge, match="batch_size=auto: one image"):
+        largest(step, 32, HERE)
+
+
+def test_on_cuda_batches_are_tried_until_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    device, height = torch.device("cuda"), [0]
+
+    def step(images: int) -> None:
+        tried.append(images)
+        height[0] = 10 * images
+        if images > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(footprint, "free", lambda device: 1000)
+    monkeypatch.setattr(footprint, "release", lambda device: None)
+    for name, value in {
+        "memory_allocated": lambda device: 0,
+        "reset_peak_memory_stats": lambda device: None,
+        "max_memory_allocated": lambda device: height[0],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    limit = 40
+    assert largest(step, 1024, device) == 32 and tried[-1] == 64
+    limit = 1000
+    assert largest(step, 1024, device) == 64  # 80 % of the memory, and no more
+    limit = 0
+    with pytest.raises(TooLarge, match="one image"):
+        largest(step, 1024, device)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_that_does_not_fit_is_halved_and_memory_is_free_again() -> None:
+    device = torch.device("cuda")
+
+    def step(images: int) -> None:
+        torch.empty(images, 2**30, dtype=torch.uint8, device=device)
+
+    free = torch.cuda.mem_get_info()[0]
+    found = largest(step, 2**20, device)
+    assert found * 2**30 <= free < 4 * found * 2**30
+    assert torch.cuda.mem_get_info()[0] >= free - 2**28
+
+    class Heavy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch.empty(len(x), free // 10, dtype=torch.uint8, device=device)
+            return x.flatten(1)[:, :10]
+
+    room = Room()
+    assert room.ask(Heavy(), torch.rand(64, 16, device=device)).shape == (64, 10)
+    assert room.size is not None and room.size <= 8

@@ -1,0 +1,251 @@
+"""Compiled programs: the same numbers as the plain path, one program for a size, no breaks."""
+
+import copy
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from running import TRAINING, run
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
+
+from advtrain import optimizers
+from advtrain.attacks.mim import mim
+from advtrain.attacks.objectives import margin
+from advtrain.attacks.pgd import fgsm, pgd
+from advtrain.attacks.starts import normal
+from advtrain.averages import Last
+from advtrain.config import ConfigError
+from advtrain.defenses.pgd_at import PgdAt
+from advtrain.defenses.trades import Trades
+from advtrain.descents.plain import Plain
+from advtrain.models.resnet import cifar_resnet
+from advtrain.models.small import mnist_cnn, small_cnn
+from advtrain.models.wide_resnet import wide_resnet
+from advtrain.modes import crafting
+from advtrain.precision import low_precision
+from advtrain.programs import compiled, filled
+from advtrain.runs import require_able
+from advtrain.threat import L2, Linf
+from advtrain.training import Method, TrainState, train_step
+from advtrain.types import Moment
+
+RAW: dict[str, Any] = {"mean": None, "std": None}
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Any:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    return small_cnn(SHAPE, 10, **RAW)
+
+
+def batch(images: int, seed: int = 1) -> tuple[Tensor, Tensor]:
+    x = torch.rand(images, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    return x, torch.arange(images) % 10
+
+
+ATTACKS = {
+    "linf": partial(pgd, threat=Linf(0.1), steps=3, step_size=0.04),
+    "l2": partial(pgd, threat=L2(0.5), steps=3, step_size=0.2, restarts=2),
+    "any": partial(pgd, threat=Linf(0.1), steps=2, step_size=0.05, keep="any", objective=margin),
+    "mim": partial(mim, threat=Linf(0.1), steps=3, step_size=0.04, decay=1.0),
+    "fgsm": partial(fgsm, threat=Linf(0.1)),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_on_a_compiled_network_gives_the_same_images(name: str) -> None:
+    model = plain()
+    fast = compiled(copy.deepcopy(model), backend="eager")
+    found = []
+    for network in (model, fast):
+        with crafting(network, "eval"):
+            torch.manual_seed(2)
+            found.append(ATTACKS[name](network, *batch(12)))
+    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
+    assert (found[0] - batch(12)[0]).abs().amax() > 0.05
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def test_steps_of_an_attack_are_one_program_whatever_its_radius_and_its_batch(low: bool) -> None:
+    counter = CompileCounter()
+    model = compiled(low_precision(plain()) if low else plain(), backend=counter)
+    sizes = [12, 12, 12, 12, 5, 12]  # a short one runs as it is
+    for index, images in enumerate(sizes):
+        attack = partial(
+            pgd, threat=Linf(0.1 + 0.01 * index), steps=3, step_size=0.04 + 0.01 * index
+        )
+        with crafting(model, "eval"):
+            attack(model, *batch(images, index))
+    assert counter.frame_count == 1
+
+
+NETWORKS = {
+    "mnist_cnn": (mnist_cnn, (1, 8, 8), {}),
+    "resnet": (cifar_resnet, (3, 8, 8), {"depth": 8}),
+    "wide": (
+        wide_resnet,
+        (3, 8, 8),
+        {"depth": 10, "width": 1, "dropout": 0, "initialisation": "he"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_here_compile_whole_with_a_step_around_them(name: str, caplog: Any) -> None:
+    make, shape, more = NETWORKS[name]
+    model = compiled(low_precision(make(shape, 10, **more, **RAW)), backend="eager")
+    x, y = torch.rand(4, *shape), torch.arange(4)
+    with caplog.at_level(logging.WARNING, "advtrain"), crafting(model, "eval"):
+        ATTACKS["linf"](model, x, y)
+    assert not caplog.records
+
+
+def trained(model: nn.Module, defense: Any) -> nn.Module:
+    optimizer = optimizers.sgd(
+        model.parameters(),
+        lr=0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        nesterov=True,
+        no_decay_on_norm=False,
+    )
+    state = TrainState(model.train(), optimizer, Last(model, 1), defense)
+    method = Method(Plain(None), {}, {}, seed=0)
+    place = next(model.parameters()).device
+    for index, images in enumerate([16, 16, 7, 16]):
+        torch.manual_seed(index)
+        now = Moment(index, index / 3, index / 4)
+        x, y = batch(images, index)
+        train_step(state, x.to(place), y.to(place), now, method)
+    return model
+
+
+def methods() -> dict[str, Any]:
+    return {
+        "pgd_at": PgdAt(ATTACKS["linf"], "eval"),
+        "in training mode": PgdAt(ATTACKS["linf"], "train"),
+        "trades": Trades(ATTACKS["linf"], normal(std=0.001), beta=6.0),
+    }
+
+
+@pytest.mark.parametrize("name", methods())
+def test_compiled_training_ends_with_the_weights_of_plain_training(name: str) -> None:
+    counter = CompileCounter()
+    slow = trained(plain(), methods()[name])
+    fast = trained(compiled(plain(), backend=counter), methods()[name])
+    for mine, theirs in zip(fast.state_dict().values(), slow.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)  # the same operations, traced
+    # a step of the attack, the loss, clean logits; none for the short minibatch of 7
+    assert counter.frame_count <= 4
+
+
+def test_evaluation_fills_batches_up_to_sizes_that_are_there() -> None:
+    counter, model = CompileCounter(), plain().eval()
+    fast = compiled(copy.deepcopy(model), backend=counter)
+    for images in (16, 5, 8, 9, 16, 3, 7):
+        x = batch(images)[0].requires_grad_()
+        logits = fast(x)
+        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+        expected = model(x)
+        (other,) = torch.autograd.grad(expected.square().sum(), x)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(gradient, other, atol=1e-5, rtol=1e-4)
+    assert counter.frame_count == 3  # of 16, 8 and 4 images
+    assert filled(x, 9).shape == (9, *SHAPE) and filled(x, 7) is x
+
+
+def refusing(graph: Any, inputs: Any) -> Any:
+    raise RuntimeError("no code for this machine\nand more")
+
+
+def test_what_does_not_compile_is_told_by_name_and_runs_as_it_is(caplog: Any) -> None:
+    model = plain()
+    fast = compiled(copy.deepcopy(model), backend=refusing)
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        for _ in range(2):
+            assert torch.equal(fast.eval()(batch(4)[0]), model.eval()(batch(4)[0]))
+            with crafting(fast, "eval"), crafting(model, "eval"):
+                torch.manual_seed(0)
+                found = ATTACKS["linf"](fast, *batch(4))
+                torch.manual_seed(0)
+                assert torch.equal(found, ATTACKS["linf"](model, *batch(4)))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "no code for this machine" in told[0]
+    assert told[0].startswith("compile: Network does not compile")
+    assert told[1].startswith("compile: ascend around Network does not compile")
+
+
+def test_a_backward_pass_that_does_not_compile_is_told_before_it_is_asked_for(caplog: Any) -> None:
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=refusing)
+    model = compiled(plain().eval(), backend=backend)
+    x = batch(4)[0].requires_grad_()
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        torch.autograd.grad(model(x).sum(), x)
+    assert len(caplog.records) == 1
+
+
+def test_errors_of_the_network_stay_its_own() -> None:
+    model = compiled(plain(), backend="eager")
+    with pytest.raises(ValueError, match="it takes"):
+        model(torch.rand(2, 3, 8, 8))
+
+
+def test_graphs_are_for_cuda(tmp_path: Any, capfd: Any) -> None:
+    found = run(tmp_path / "out", *TRAINING, "compile=reduce-overhead")
+    assert found["exit_code"] == 2
+    assert "compile=reduce-overhead" in capfd.readouterr().err
+
+
+def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old One")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ConfigError, match="precision=bf16: Old One has no units for bfloat16"):
+        require_able(torch.device("cuda"), "bf16", False)
+    require_able(torch.device("cuda"), "fp32", "reduce-overhead")
+    require_able(torch.device("cpu"), "bf16", True)
+
+
+def apart(model: nn.Module, other: nn.Module) -> float:
+    """The distance of the weights of two networks, over their length."""
+    mine, theirs = (nn.utils.parameters_to_vector(e.parameters()).detach() for e in (model, other))
+    return float((mine - theirs).norm() / mine.norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def test_compiled_code_trains_to_nearly_the_same_weights(low: bool) -> None:
+    ends = []
+    for fast in (False, True):
+        model = low_precision(plain()) if low else plain()
+        ends.append(trained(compiled(model) if fast else model, methods()["pgd_at"]))
+    assert apart(*ends) <= (0.05 if low else 1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_compiles_from_start_to_end(tmp_path: Any, capfd: Any) -> None:
+    given = (*TRAINING[:-1], "model=small_cnn", "eval=quick", "compile=true")
+    assert run(tmp_path / "out", *given)["exit_code"] == 0
+    assert "does not compile" not in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True], ids=["programs", "graphs"])
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def test_on_a_gpu_compiled_training_ends_near_plain_training(low: bool, graphs: bool) -> None:
+    ends = []
+    for fast in (False, True):
+        model = (low_precision(plain()) if low else plain()).cuda()
+        model = compiled(model, graphs=graphs) if fast else model
+        ends.append(trained(model, methods()["pgd_at"]))
+    assert apart(*ends) <= (0.05 if low else 1e-3)
