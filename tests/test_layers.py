@@ -11,7 +11,7 @@ ROOT = Path(advtrain.__file__).parent
 ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
-    " divergences conditions fingerprints world crew exchange sharing",
+    " divergences conditions fingerprints world crew exchange sharing foreign dense sizing",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints tracking sheets"
@@ -27,7 +27,7 @@ READS = {("reporting", "certification")}  # its log and shares, from files and w
 FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
-    *("slots", "worker", "messages", "estimates", "world", "together"),
+    *("slots", "worker", "messages", "estimates", "world", "together", "foreign"),
 )
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advtrain.dense import require_dense
 from advtrain.files import write_atomic
+from advtrain.foreign import Refused, require_stored
 from advtrain.parts import within
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
@@ -43,8 +45,12 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
             "advtrain, or a state dict saved by torch.save."
         )
     try:
+        require_stored(path)
         with warnings.catch_warnings(action="ignore"):  # torch's own words on foreign objects
             content = torch.load(path, map_location="cpu", weights_only=True)
+        require_dense(content)
+    except Refused as error:
+        raise CheckpointError(f"{key}={path} is not opened: {error}.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{key}={path} is damaged, or holds objects beside weights and plain values, and "

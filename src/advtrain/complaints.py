@@ -47,6 +47,16 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def no_word(error: ValueError, overrides: Iterable[str]) -> str:
+    """One line for Hydra's error where the option of a group is a number, null or the like."""
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        options = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        if group.startswith("hydra/") or (options and option not in options and "/" not in option):
+            return _no_option(group, option)
+    return str(error)
+
+
 def causes(problems: Sequence[str], written: DictConfig) -> list[str]:
     """The problems without those of values that interpolate another refused one.
 

@@ -7,6 +7,7 @@ beside advtrain whose code may be called: the person at the command line names t
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -258,8 +259,13 @@ def build(
             raise ConfigError(_foreign(_join(path, key), bound[key]))
     module, _, name = target.rpartition(".")
     function = getattr(importlib.import_module(module), name)
-    if node.get("_partial_"):
-        return partial(function, *data, **bound)
+    try:
+        inspect.signature(function).bind_partial(*data, **bound)
+        if node.get("_partial_"):
+            return partial(function, *data, **bound)
+        inspect.signature(function).bind(*data, **bound)
+    except TypeError as error:  # of another role than the one that is played here
+        raise ConfigError(f"{path or target}: {target} cannot be called here: {error}.") from error
     try:
         return function(*data, **bound)
     except ConfigError:

@@ -20,11 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from advtrain import config as configuration
 from advtrain import ledger
 from advtrain.adopt import recorded
-from advtrain.checking import checked, packages, refuse_unread
+from advtrain.checking import checked, packages, refuse_unread, require_known_code
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.expansion import single
+from advtrain.foreign import printable
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.together import together
 from advtrain.world import speaks
@@ -42,6 +43,7 @@ def main() -> None:
     try:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])
+        refuse_flags(parsed)
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
@@ -63,7 +65,7 @@ def main() -> None:
             raise
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
         if speaks():
-            print(f"advtrain: {message}", file=sys.stderr)
+            print(f"advtrain: {printable(message)}", file=sys.stderr)
         code = INVALID
     except BrokenPipeError:
         code = DONE
@@ -85,6 +87,21 @@ def main() -> None:
     sys.exit(code)
 
 
+def refuse_flags(parsed: argparse.Namespace) -> None:
+    """ConfigError: a flag of Hydra that reads what is not checked here before it is obeyed."""
+    if parsed.experimental_rerun is not None:
+        raise ConfigError(
+            f"--experimental-rerun={parsed.experimental_rerun} would open a pickle, which can run "
+            "code of whoever wrote it. Give the run's overrides again; .hydra/overrides.yaml lists "
+            "them."
+        )
+    if parsed.config_name is not None or parsed.config_path is not None:
+        raise ConfigError(
+            "--config-name and --config-path are refused: advtrain has one configuration. Add "
+            "options to its groups by --config-dir."
+        )
+
+
 def validate(parsed: argparse.Namespace) -> None:
     """Raise ConfigError, or Hydra's own error, if what this line asks for could not run here.
 
@@ -95,6 +112,7 @@ def validate(parsed: argparse.Namespace) -> None:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
             require_engines(config)
+            require_known_code(config, packages(config, overrides))
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
             _, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])

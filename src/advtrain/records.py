@@ -63,7 +63,7 @@ class VerdictLog:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 yield parsed(json.loads(line))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"{self.path}, line {number}, is no verdict: {line[:60]!r}. Remove the line to "
                     "judge its batch again, or the file to evaluate all again."

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain import checkpoints
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
+from advtrain.foreign import Refused
 from advtrain.models import layouts
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
@@ -20,6 +21,7 @@ from advtrain.plans import Validation
 from advtrain.precision import low_precision
 from advtrain.ranges import Count, Natural, Unit
 from advtrain.seeding import derive
+from advtrain.sizing import require_size
 from advtrain.types import (
     Average,
     Defense,
@@ -31,6 +33,10 @@ from advtrain.types import (
 )
 from advtrain.watchdog import Watchdog
 from advtrain.world import here
+
+LARGEST = 65_536  # pixels along a side, channels or classes
+DEFAULTS = {"precision": "fp32", "spectral_norm": "none", "seed": 0}
+"""Keys that decide how a network is built, where a checkpoint does not tell them."""
 
 Allowed = Iterable[str]
 Network = Callable[[tuple[int, int, int], int], nn.Module]
@@ -153,6 +159,9 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     device = choose_device(config["device"])
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
+    if not isinstance(data, Data):
+        target = config["dataset"]["_target_"]
+        raise ConfigError(f"dataset._target_={target} makes no data, but {type(data).__name__}.")
     return Setting(config, directory, device, data, tuple(allowed))
 
 
@@ -236,16 +245,48 @@ def load_run(
             f"checkpoint={file} holds no configuration: say what its network is by a key `model` "
             "beside `checkpoint`, or build it yourself and use checkpoints.load_weights."
         )
-    config = {**content["config"], "compile": False}
-    shape = tuple(content["data"]["shape"])
-    classes = content["data"]["classes"]
+    config = {**DEFAULTS, **content["config"], "compile": False}
     confined(config.get("model"), "advtrain.models", f"{file}: model", packages)
+    weights = checkpoints.weights(content, file)
     try:
+        shape, classes = built_for(content)
+        require_fitting(config["model"], shape, classes, weights, packages)
         model = make_model(config, shape, classes, torch.device("cpu"), packages)
-    except ConfigError as error:
+    except (ConfigError, Refused, LookupError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    checkpoints.restore(model, checkpoints.weights(content, file), file)
+    checkpoints.restore(model, weights, file)
     return model.eval(), dict(content["config"])
+
+
+def built_for(content: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
+    """The shape of images and the number of classes that a checkpoint tells. Refused: it does not,
+    or they are no sizes."""
+    data = content.get("data")
+    told = data if isinstance(data, Mapping) else {}
+    shape, classes = told.get("shape"), told.get("classes")
+    numbers = [*shape, classes] if isinstance(shape, list | tuple) else []
+    sizes = [n for n in numbers if type(n) is int and 1 <= n <= LARGEST]
+    if len(numbers) != 4 or sizes != numbers:
+        raise Refused(f"its data have shape {str(shape)[:40]} and {str(classes)[:20]} classes")
+    return (sizes[0], sizes[1], sizes[2]), sizes[3]
+
+
+def require_fitting(
+    node: Any,
+    shape: tuple[int, int, int],
+    classes: int,
+    weights: Mapping[str, Tensor],
+    allowed: Allowed = (),
+) -> None:
+    """Refused: a network that a file describes is larger than the weights that it brings.
+
+    Nothing is said of networks of others, which are built by their own code.
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not str(target).startswith("advtrain.") or target == "advtrain.models.custom.custom":
+        return
+    brought = sum(value.numel() for value in weights.values())
+    require_size(lambda: make(node, shape, classes, path="model", allowed=allowed), 2 * brought + 99)
 
 
 def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -> nn.Module:

@@ -1,11 +1,11 @@
 """How a run stands: `status.json` in its directory, rewritten atomically at each change."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from advtrain.files import write_json
+from advtrain.foreign import MAX_STATUS, read_json
 
 FILE = "status.json"
 
@@ -18,7 +18,7 @@ def write(directory: Path, state: str, error: str | None = None, **facts: Any) -
 def read(directory: Path) -> Mapping[str, Any]:
     """The status of a run; empty if it has none that can be read."""
     try:
-        content = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        content = read_json(directory / FILE, MAX_STATUS)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

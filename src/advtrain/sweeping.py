@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain.checking import checked, refuse_unread
-from advtrain.complaints import explain
+from advtrain.complaints import explain, no_word
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, settled
 from advtrain.expansion import expand
@@ -135,6 +135,8 @@ def _composed(composer: Composer, line: Sequence[str]) -> DictConfig:
             with suppress(HydraException, OmegaConfBaseException):
                 base = composer(context)
         raise ConfigError(explain(error, line, base)) from error
+    except ValueError as error:
+        raise ConfigError(no_word(error, line)) from error
 
 
 def left(
