@@ -5,7 +5,6 @@ existing. Values are edges of what is allowed, beyond them, and of other types.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -149,7 +148,7 @@ def _typed(line: tuple[str, ...]) -> Any:
     """As if the line had been typed."""
     patch = pytest.MonkeyPatch()
     patch.setattr(sys, "argv", ["advtrain", *line])
-    patch.setattr(os, "environ", os.environ)
+    patch.delenv("HYDRA_FULL_ERROR", raising=False)  # which the command sets for Hydra
     return _Undone(patch)
 
 

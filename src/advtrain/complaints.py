@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from advtrain.config import FACTS, conf_dir, key_of
 from advtrain.signatures import nearest
@@ -55,6 +56,13 @@ def no_word(error: ValueError, overrides: Iterable[str]) -> str:
         if group.startswith("hydra/") or (options and option not in options and "/" not in option):
             return _no_option(group, option)
     return str(error)
+
+
+def no_yaml(error: YAMLError) -> str:
+    """One line for a file of options, as of --config-dir, that is no YAML."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file of options"
+    return f"{where}, is no YAML: {problem or str(error).splitlines()[0]}."
 
 
 def causes(problems: Sequence[str], written: DictConfig) -> list[str]:

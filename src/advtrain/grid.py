@@ -15,8 +15,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from advtrain.complaints import no_word
+from advtrain.complaints import no_word, no_yaml
 from advtrain.config import ConfigError, conf_dir
 from advtrain.lock import locked
 from advtrain.resolvers import register_resolvers
@@ -74,6 +75,8 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> Iterato
                 config = compose("config", [*overrides, *extra], return_hydra_config=True)
             except (HydraException, OmegaConfBaseException):
                 raise
+            except YAMLError as error:
+                raise ConfigError(no_yaml(error)) from error
             except ValueError as error:
                 raise ConfigError(no_word(error, overrides)) from error
         HydraConfig.instance().set_config(config)

@@ -25,7 +25,7 @@ from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.expansion import single
-from advtrain.foreign import printable
+from advtrain.foreign import Refused, printable, require_modest
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.together import together
 from advtrain.world import speaks
@@ -100,6 +100,11 @@ def refuse_flags(parsed: argparse.Namespace) -> None:
             "--config-name and --config-path are refused: advtrain has one configuration. Add "
             "options to its groups by --config-dir."
         )
+    if parsed.config_dir is not None:
+        try:
+            require_modest(Path(parsed.config_dir))
+        except Refused as error:
+            raise ConfigError(f"--config-dir: {error}") from error
 
 
 def validate(parsed: argparse.Namespace) -> None:

@@ -176,6 +176,8 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config["seed"], "model"))
         model = make(config["model"], shape, classes, path="model", allowed=allowed)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model describes a {type(model).__name__}, not a network.")
         try:
             normalise(model, shape, config.get("spectral_norm", "none"))
             if config["precision"] == "bf16":

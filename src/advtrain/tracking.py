@@ -239,8 +239,10 @@ def _login_found() -> bool:
 def _identity(directory: Path, continues: bool) -> str:
     """The id of this run directory; of its n-th segment where a run cannot be continued."""
     path = directory / "wandb" / "advtrain-id.txt"
-    words = content(path, 100).decode("utf-8", errors="replace") if path.is_file() else ""
-    found = IDENTITY.fullmatch(words)
+    try:
+        found = IDENTITY.fullmatch(content(path, 100).decode("utf-8"))
+    except (OSError, ValueError):  # none, or not ours
+        found = None
     base, segment = (found[1], int(found[2]) + 1) if found else (uuid4().hex[:8], 0)
     write_text(path, f"{base} {segment}\n")
     return base if continues or segment == 0 else f"{base}_r{segment}"
