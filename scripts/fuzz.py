@@ -1,18 +1,21 @@
-"""Random inputs at length: configurations, calls of attacks, damaged files.
+"""Random inputs at length: command lines, calls of attacks, damaged files.
 
-    python scripts/fuzz.py --configurations 2000 --runs 200 --attack-calls 10000 --files 5000 --seed 0
+    python scripts/fuzz.py --configurations 2000 --attack-calls 10000 --files 5000 --seed 0
 
-Needs the development extras. `make test` draws a few of each; what is drawn and what is asked of it
-is in tests/random_*.py. Prints how each kind was answered, and the smallest example of whatever
+Needs the development extras. `make test` draws a few of each; what is drawn, and what is asked of
+it, is in tests/random_*.py. Prints how each kind was answered, and the smallest example of whatever
 broke a promise, after which the exit code is 1. The same seed draws the same examples.
 """
 
 import argparse
+import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,18 +23,40 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import random_calls as calls
+import random_configurations as configurations
+import random_files as files
+
+LONGEST = 120  # seconds that one input may take
+AUTOATTACK = 500  # calls of other attacks to one of AutoAttack, which costs as many
 
 
 def main() -> int:
     asked = _arguments()
     torch.set_num_threads(1)
-    from random_calls import SLOW, calls, kept
-
+    signal.signal(signal.SIGALRM, _late)
     kinds: list[tuple[str, int, st.SearchStrategy[Any], Callable[[Any], str]]] = [
-        ("attack calls", asked.attack_calls, calls(), kept),
-        ("calls of AutoAttack", asked.attack_calls // 500, calls((SLOW,)), kept),
+        ("attack calls", asked.attack_calls, calls.calls(), calls.kept),
+        (
+            "calls of AutoAttack",
+            asked.attack_calls // AUTOATTACK,
+            calls.calls((calls.SLOW,)),
+            calls.kept,
+        ),
+        ("files", asked.files, files.damages, _in_a_folder(files.read)),
+        ("reports", asked.files // 50, files.damages, _in_a_folder(files.reported)),
+        ("configurations", asked.configurations, configurations.lines, configurations.checked),
+        ("runs", asked.runs, configurations.small(), _in_a_folder(configurations.ran)),
     ]
     return int(any([not _hold(*kind, asked.seed) for kind in kinds if kind[1]]))
+
+
+def _in_a_folder(answer: Callable[[Any, Path], str]) -> Callable[[Any], str]:
+    def in_a_folder(drawn: Any) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            return answer(drawn, Path(folder))
+
+    return in_a_folder
 
 
 def _hold(
@@ -51,11 +76,14 @@ def _hold(
     )
     @given(inputs)
     def each(drawn: Any) -> None:
+        signal.alarm(LONGEST)
         try:
             seen[answer(drawn)] += 1
-        except BaseException:
+        except Exception:
             seen["broken"] += 1
             raise
+        finally:
+            signal.alarm(0)
 
     began, whole = time.perf_counter(), True
     try:
@@ -75,6 +103,10 @@ def _tell(name: str, errors: list[BaseException]) -> bool:
         for note in getattr(error, "__notes__", ()):
             print(f"  {note}")
     return False
+
+
+def _late(signum: int, frame: FrameType | None) -> None:
+    raise TimeoutError(f"no answer within {LONGEST} s")
 
 
 def _arguments() -> argparse.Namespace:

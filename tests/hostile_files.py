@@ -91,7 +91,10 @@ def _rewritten(change: Callable[[str, bytes], bytes], *, times: int = 1, deflate
     """The archive of a sound checkpoint with its members changed, and written again."""
     out = io.BytesIO()
     kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
-    with zipfile.ZipFile(io.BytesIO(_packed(sound()))) as old, zipfile.ZipFile(out, "w", kind) as new:
+    with (
+        zipfile.ZipFile(io.BytesIO(_packed(sound()))) as old,
+        zipfile.ZipFile(out, "w", kind) as new,
+    ):
         for member in old.infolist():
             for _ in range(times):
                 with warnings.catch_warnings(action="ignore"):  # of a name that is there
@@ -105,7 +108,9 @@ def _zeros(name: str, content: bytes) -> bytes:
 
 def _longer(name: str, content: bytes) -> bytes:
     """The weight (10, 64) of the linear model claims 2**31 - 1 rows."""
-    return content.replace(b"K\nK@\x86", b"J\xff\xff\xff\x7fK@\x86") if "data.pkl" in name else content
+    return (
+        content.replace(b"K\nK@\x86", b"J\xff\xff\xff\x7fK@\x86") if "data.pkl" in name else content
+    )
 
 
 def _doubled(content: dict[str, Any], canary: Path) -> None:
@@ -147,7 +152,7 @@ def _weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Maker:
 
 def _named(name: str) -> Callable[[dict[str, Any], Path], None]:
     def change(content: dict[str, Any], canary: Path) -> None:
-        content["model"] = {name: value for value in content["model"].values()}
+        content["model"] = {name: content["model"]["weight"]}
 
     return change
 
@@ -210,7 +215,9 @@ CHECKPOINTS: dict[str, Maker] = {
         "model", {"_target_": "advtrain.models.custom.import_module", "name": "antigravity"}
     ),
     "target of ours with another role": _node("model", {"_target_": "advtrain.runs.load_run"}),
-    "target that starts a worker": _node("dataset", {"_target_": "advtrain.data.decode.start_worker"}),
+    "target that starts a worker": _node(
+        "dataset", {"_target_": "advtrain.data.decode.start_worker"}
+    ),
     "target of a data set": _node("dataset", {"_target_": "os.mkdir", "path": "CANARY"}),
     "target of a threat": _node("threat", {"_target_": "os.mkdir", "path": "CANARY"}),
     "variable of the environment": _node(
@@ -279,7 +286,10 @@ RUNS: dict[str, Maker] = {
         }
     ),
     "choices that interpolate": _status(
-        lambda canary: {"choices": {"model": "${oc.env:HOME}"}, "config": {"name": "${oc.env:HOME}"}}
+        lambda canary: {
+            "choices": {"model": "${oc.env:HOME}"},
+            "config": {"name": "${oc.env:HOME}"},
+        }
     ),
 }
 """What is said there is not believed; the run is then that of its checkpoint."""
@@ -331,9 +341,13 @@ LARGE = {"descr": "|u1", "fortran_order": False, "shape": (1, 1, 17_000, 17_000)
 
 REPORTS: dict[str, Maker] = {
     "results nested without end": _reported(lambda canary: "[" * 1_000_000),
-    "results nested deeply": _reported(lambda canary: '{"rows":[],"a":' + "[" * 300 + "]" * 300 + "}"),
+    "results nested deeply": _reported(
+        lambda canary: '{"rows":[],"a":' + "[" * 300 + "]" * 300 + "}"
+    ),
     "results with a key twice": _reported(lambda canary: '{"schema": 1, "rows": [], "rows": []}'),
-    "results of gigabytes": _reported(lambda canary: '{"rows": [], "a": "' + "x" * (33 << 20) + '"}'),
+    "results of gigabytes": _reported(
+        lambda canary: '{"rows": [], "a": "' + "x" * (33 << 20) + '"}'
+    ),
     "results of another kind": _reported(lambda canary: "[1, 2]"),
     "results cut in the middle": _reported(lambda canary: _result()[:200]),
     "results twice": _reported(lambda canary: _result() + _result()),

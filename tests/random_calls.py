@@ -143,7 +143,9 @@ class Call:
 
 
 @st.composite
-def calls(draw: st.DrawFn, attacks: tuple[str, ...] = tuple(a for a in ATTACKS if a != SLOW)) -> Call:
+def calls(
+    draw: st.DrawFn, attacks: tuple[str, ...] = tuple(a for a in ATTACKS if a != SLOW)
+) -> Call:
     """Calls that a user could make, most of them right ones."""
     name = draw(st.sampled_from(attacks))
     keys = {key: draw(strategy) for key, strategy in ATTACKS[name][1].items()}

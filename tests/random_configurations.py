@@ -4,9 +4,12 @@ Groups, options, keys and the types of their values are read from conf/, so a ne
 existing. Values are edges of what is allowed, beyond them, and of other types.
 """
 
+import io
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,21 @@ from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import main
 from advtrain.config import ConfigError, conf_dir
-from advtrain.grid import composed, ours, parse
+from advtrain.grid import parse
 
 OWN = {"eval": "eval.attacks", "dataset": "dataset", "hydra": "hydra"}
 NUMBERS = ["0", "1", "2", "3", "-1", "0.5", "1e-9", "1e30", "nan", "inf", "-inf", "8/255", "1/0"]
 WORDS = [
     *("null", "true", "false", "text", "''", "'a b'", "[]", "[1,2]", "[[1]]", "{}", "{a:1}"),
-    *("'${seed}'", "'${oc.env:HOME}'", "'${nothing}'", "'???'", "1e400", "é", "100000000000000000000"),
+    *(
+        "'${seed}'",
+        "'${oc.env:HOME}'",
+        "'${nothing}'",
+        "'???'",
+        "1e400",
+        "é",
+        "100000000000000000000",
+    ),
     *("{_target_:os.system}", "{_target_:advtrain.attacks.pgd.pgd}", "'<script>'", "a.b.c", "1_0"),
 ]
 values = st.sampled_from(NUMBERS) | st.sampled_from(WORDS)
@@ -127,13 +138,20 @@ def checked(line: tuple[str, ...]) -> str:
     return "accepted"
 
 
-def ran(line: tuple[str, ...], directory: Path, capture: Any) -> str:
+def ran(line: tuple[str, ...], directory: Path) -> str:
     """What became of the whole command: `done`, `failed` (code 1, one sentence), `refused` (2)."""
-    with _typed((*line, f"hydra.run.dir={directory}")), pytest.raises(SystemExit) as ended:
-        main.main()
-    _, errors = capture()
+    said, code = io.StringIO(), None
+    before = logging.root.handlers[:]
+    with _typed((*line, f"hydra.run.dir={directory}")), redirect_stderr(said), _unheard():
+        try:
+            main.main()
+        except SystemExit as ended:
+            code = ended.code
+    for handler in set(logging.root.handlers) - set(before):  # of Hydra, which leaves them open
+        logging.root.removeHandler(handler)
+        handler.close()
+    errors = said.getvalue()
     assert "Traceback" not in errors, errors
-    code = ended.value.code
     if code == 0:
         found = json.loads((directory / "status.json").read_text())
         assert found["state"] == "done" and (directory / "report.html").is_file()
@@ -142,6 +160,10 @@ def ran(line: tuple[str, ...], directory: Path, capture: Any) -> str:
     assert code in (1, 2), code
     _sentence(told[-1].removeprefix("advtrain: "))
     return "refused" if code == 2 else "failed"
+
+
+def _unheard() -> Any:
+    return redirect_stdout(io.StringIO())
 
 
 def _typed(line: tuple[str, ...]) -> Any:

@@ -96,12 +96,14 @@ def sentence(told: str, name: str) -> None:
     assert len(told.strip().splitlines()) == 1 and "Traceback" not in told, told
 
 
-WORKER = "target that starts a worker"  # known for what it is when it is called
-ELSEWHERE = {WORKER, "target of a data set", "target of a threat", "resolver of ours"}
+ELSEWHERE = {
+    *("target that starts a worker", "target of a data set", "target of a threat"),
+    "resolver of ours",
+}
 """Where the network itself is sound, which is all that `load_run` looks at."""
 
 
-@pytest.mark.parametrize("name", [name for name in CHECKPOINTS if name != WORKER])
+@pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_is_refused(name: str, folder: Path, canary: Path, asked: Any) -> None:
     CHECKPOINTS[name](folder, canary)
     file = folder / "evil.pt"
@@ -128,7 +130,7 @@ def test_what_is_sound_passes(folder: Path, asked: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("archive with a payload", "evil.pt"), (WORKER, "dataset: advtrain.data.")]
+    ("name", "told"), [("archive with a payload", "evil.pt"), ("target os.system", "evil.pt")]
 )
 def test_the_command_ends_with_code_two(name: str, told: str, folder: Path, canary: Path) -> None:
     CHECKPOINTS[name](folder, canary)

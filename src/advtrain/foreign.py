@@ -37,8 +37,8 @@ def content(path: Path, most: int) -> bytes:
 def read_json(path: Path, most: int) -> Any:
     """The value in a JSON file of at most `most` bytes; OSError as `content`.
 
-    ValueError, Refused among them: it is no JSON in UTF-8, an object names a key twice, or containers are nested more
-    than DEPTH deep.
+    ValueError, Refused among them: it is no JSON in UTF-8, an object names a key twice, or
+    containers are nested more than DEPTH deep.
     """
     return parsed(content(path, most))
 
@@ -156,7 +156,9 @@ def require_modest(folder: Path) -> None:
         while waiting:
             node, depth = waiting.pop()
             below = node.value if isinstance(node.value, list) else []
-            below = [part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])]
+            below = [
+                part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])
+            ]
             members += len(below)
             if depth > DEPTH or members > MEMBERS // 10:
                 raise Refused(

@@ -288,7 +288,9 @@ def require_fitting(
     if not str(target).startswith("advtrain.") or target == "advtrain.models.custom.custom":
         return
     brought = sum(value.numel() for value in weights.values())
-    require_size(lambda: make(node, shape, classes, path="model", allowed=allowed), 2 * brought + 99)
+    require_size(
+        lambda: make(node, shape, classes, path="model", allowed=allowed), 2 * brought + 99
+    )
 
 
 def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -> nn.Module:
