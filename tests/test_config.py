@@ -199,6 +199,8 @@ def test_help_composition_and_wrong_configurations_never_import_torch(arguments,
         ("defence=trades", "Did you mean defense?"),
         ("defense=trade", "Did you mean defense=trades?"),
         ("threat=l3", "Allowed: l2, linf"),
+        ("average=1", "average=1: there is no such option"),
+        ("descent=null", "descent=null: there is no such option"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest_right_one(override, wanted, tmp_path):

@@ -59,18 +59,7 @@ def test_the_checks_of_random_inputs_can_fail(tmp_path: Path, monkeypatch: Any) 
         return 1 - x
 
     monkeypatch.setitem(calls.ATTACKS, "fgsm", (cheating, {}))
-    call = calls.Call(
-        "fgsm",
-        {},
-        calls.Linf(0.1),
-        (2, 3),
-        2,
-        "linear",
-        "float32",
-        *(False,) * 2,
-        0,
-        False,
-        "plain",
-    )
+    threat, off = calls.Linf(0.1), (False, False)
+    call = calls.Call("fgsm", {}, threat, (2, 3), 2, "linear", "float32", *off, 0, False, "plain")
     with pytest.raises(AssertionError, match="exceeds eps"):
         calls.kept(call)
