@@ -201,10 +201,11 @@ def test_help_composition_and_wrong_configurations_never_import_torch(arguments,
         ("threat=l3", "Allowed: l2, linf"),
         ("average=1", "average=1: there is no such option"),
         ("descent=null", "descent=null: there is no such option"),
+        ("attack=null attack.steps=x", "attack=null: there is no such option"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest_right_one(override, wanted, tmp_path):
-    found = command(override, cwd=tmp_path)
+    found = command(*override.split(), cwd=tmp_path)
     assert found.returncode == 2
     assert wanted in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1

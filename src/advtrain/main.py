@@ -220,6 +220,8 @@ def _retell(error: Exception) -> str:
         try:
             with composed(context, parsed.config_dir) as base:
                 return explain(error, overrides, base)
+        except ConfigError as another:  # of the choice alone, without the values
+            return str(another)
         except (HydraException, OmegaConfBaseException):
             continue
     return explain(error, overrides, None)
