@@ -15,6 +15,7 @@ from typing import Any
 
 DEPTH = 64  # of containers in containers
 MEMBERS = 1_000_000  # of all containers of a value together
+BRIEF = 100  # letters of the words of others
 SLACK = 1 << 20  # bytes of an archive's members beyond the size of its file
 MAX_STATUS, MAX_RESULTS = 8 << 20, 32 << 20
 
@@ -93,6 +94,12 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
+def brief(error: Exception) -> str:
+    """What an error of a library says, which may quote the file at length: a line of its letters."""
+    said = printable(str(error)).split("\n")[0]
+    return (said if len(said) <= BRIEF else f"{said[:BRIEF]}...") or type(error).__name__
+
+
 def require_stored(path: Path) -> None:
     """Refused: the archive `path` unpacks to more than its size; torch.save compresses nothing.
 
@@ -134,7 +141,7 @@ def require_whole(path: Path, most: int) -> None:
                     if kind.hasobject or prod(shape) * kind.itemsize > member.file_size:
                         raise Refused(f"{path.name} promises an array larger than it is")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
-        raise Refused(f"{path.name} is damaged: {error}") from error
+        raise Refused(f"{path.name} is damaged: {brief(error)}") from error
 
 
 def require_modest(folder: Path) -> None:

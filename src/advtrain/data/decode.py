@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from advtrain.foreign import brief
+
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 MOST = 1 << 26
 """Pixels of an image: 8192 x 8192. A header can promise more than any memory holds."""
@@ -94,7 +96,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # a damaged file fails in any way, deep inside a decoder
         raise Broken(
-            f"{path} cannot be read as an image ({error}). Replace or remove it."
+            f"{path} cannot be read as an image ({brief(error)}). Replace or remove it."
         ) from error
 
 

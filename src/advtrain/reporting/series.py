@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from advtrain.certification.log import read
-from advtrain.foreign import require_whole
+from advtrain.foreign import brief, require_whole
 
 MAX_IMAGES = 256 << 20
 
@@ -64,7 +64,7 @@ def read_examples(directory: Path) -> Examples | None:
         row = str(found.get("row", found.get("row_name", found.get("name", ""))))
         texts = words("labels"), words("predicted_clean"), words("predicted_adversarial")
     except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"examples.npz is damaged: {error}") from error
+        raise ValueError(f"examples.npz is damaged: {brief(error)}") from error
     if any(len(text) != len(clean) for text in texts):
         raise ValueError("examples.npz: labels or predictions are missing")
     return Examples(clean, adversarial, *texts, row=row)
