@@ -152,7 +152,7 @@ def _weights(change: Callable[[torch.Tensor], torch.Tensor]) -> Maker:
 
 def _named(name: str) -> Callable[[dict[str, Any], Path], None]:
     def change(content: dict[str, Any], canary: Path) -> None:
-        content["model"] = {name: content["model"]["weight"]}
+        content["model"] = {name: content["model"]["head.weight"]}
 
     return change
 

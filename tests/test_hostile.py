@@ -101,6 +101,7 @@ ELSEWHERE = {
     "resolver of ours",
 }
 """Where the network itself is sound, which is all that `load_run` looks at."""
+LATER = "names that speak to a terminal"  # known when the weights are put into the network
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -109,9 +110,10 @@ def test_a_checkpoint_is_refused(name: str, folder: Path, canary: Path, asked: A
     file = folder / "evil.pt"
     config, facts = asked
     config.checkpoint = str(file)
-    with bounded(), pytest.raises(ValueError) as refused:
-        adopt(config, dict(facts), ())
-    sentence(str(refused.value), str(file))
+    if name != LATER:
+        with bounded(), pytest.raises(ValueError) as refused:
+            adopt(config, dict(facts), ())
+        sentence(str(refused.value), str(file))
     if name not in ELSEWHERE:
         with bounded(), pytest.raises(ValueError) as refused:
             load_run(file)

@@ -95,7 +95,7 @@ def printable(text: str) -> str:
 
 
 def brief(error: Exception) -> str:
-    """What an error of a library says, which may quote the file at length: a line of its letters."""
+    """What an error of a library says, which may quote the file at length: one short line."""
     said = printable(str(error)).split("\n")[0]
     return (said if len(said) <= BRIEF else f"{said[:BRIEF]}...") or type(error).__name__
 
