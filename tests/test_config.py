@@ -87,6 +87,14 @@ def test_a_wrong_value_is_refused_with_the_key_the_value_and_what_is_allowed(ove
         assert part in message, message
 
 
+def test_a_node_without_a_target_is_refused():
+    for override in ("~optimizer._target_", "~model._target_"):
+        with pytest.raises(ConfigError, match="has no _target_ to build"):
+            configuration(override)
+    with pytest.raises(ConfigError, match="eval=none takes no keys"):
+        configuration("eval=none", "+eval.size=3")
+
+
 def test_a_problem_of_a_shared_node_is_told_once():
     assert refusal("threat.eps=8").count("\n") == 0
 

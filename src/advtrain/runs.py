@@ -160,7 +160,7 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
     if not isinstance(data, Data):
-        target = config["dataset"]["_target_"]
+        target = config["dataset"].get("_target_")
         raise ConfigError(f"dataset._target_={target} makes no data, but {type(data).__name__}.")
     return Setting(config, directory, device, data, tuple(allowed))
 
