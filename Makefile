@@ -18,10 +18,18 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 bench-gpu: $(VENV)/.installed-dev  ## measure this GPU in ten minutes, into docs/benchmarks.md
 	$(BIN)/python scripts/bench_gpu.py
 
-lint: $(VENV)/.installed-dev  ## style and types
+lint: $(VENV)/.installed-dev  ## style, types, and dependencies against known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py
+
+lock: $(VENV)/.installed-dev  ## find the newest versions that fit together; writes constraints.txt
+	$(BIN)/python -m pip install --quiet uv
+	printf '%s\n' "# Versions for the tests, on all systems and Pythons from 3.11; \`make lock\` writes this." \
+	  "# pip takes them by PIP_CONSTRAINT=constraints.txt make test" > constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --upgrade \
+	  --no-header --no-annotate pyproject.toml >> constraints.txt
 
 format: $(VENV)/.installed-dev  ## put the code into the house's format
 	$(BIN)/ruff check --fix-only .
@@ -46,4 +54,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: help demo test test-slow bench-gpu lint format wheel clean
+.PHONY: help demo test test-slow bench-gpu lint lock format wheel clean

@@ -196,6 +196,15 @@ def test_a_radius_of_zero_needs_no_step() -> None:
     assert torch.equal(pgd(model, X, Y, threat=Linf(0.0), steps=2, step_size=0.0), X)
 
 
+def test_images_of_inference_mode_are_attacked_like_others() -> None:
+    model = network().eval()
+    with torch.inference_mode():
+        x, y = X.clone(), Y.clone()
+        inside = fgsm(model, x, y, threat=Linf(0.1))
+    for x_adv in (inside, fgsm(model, x, y, threat=Linf(0.1))):
+        assert torch.equal(x_adv, fgsm(model, X, Y, threat=Linf(0.1)))
+
+
 def test_crafting_in_train_mode_moves_statistics_and_skips_the_checks() -> None:
     model = network()
     before = model[1].running_mean.clone()

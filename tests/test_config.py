@@ -90,6 +90,14 @@ def test_a_wrong_value_is_refused_with_the_key_the_value_and_what_is_allowed(ove
         assert part in message, message
 
 
+def test_a_node_without_a_target_is_refused():
+    for override in ("~optimizer._target_", "~model._target_"):
+        with pytest.raises(ConfigError, match="has no _target_ to build"):
+            configuration(override)
+    with pytest.raises(ConfigError, match="eval=none takes no keys"):
+        configuration("eval=none", "+eval.size=3")
+
+
 def test_a_problem_of_a_shared_node_is_told_once():
     assert refusal("threat.eps=8").count("\n") == 0
 
@@ -202,10 +210,13 @@ def test_help_composition_and_wrong_configurations_never_import_torch(arguments,
         ("defence=trades", "Did you mean defense?"),
         ("defense=trade", "Did you mean defense=trades?"),
         ("threat=l3", "Allowed: l2, linf"),
+        ("average=1", "average=1: there is no such option"),
+        ("descent=null", "descent=null: there is no such option"),
+        ("attack=null attack.steps=x", "attack=null: there is no such option"),
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest_right_one(override, wanted, tmp_path):
-    found = command(override, cwd=tmp_path)
+    found = command(*override.split(), cwd=tmp_path)
     assert found.returncode == 2
     assert wanted in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1

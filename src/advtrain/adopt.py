@@ -17,7 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from advtrain import status
-from advtrain.config import ConfigError, confined, plain
+from advtrain.config import ConfigError, check, confined, plain
+from advtrain.foreign import Refused
 from advtrain.grid import choices, composed, ours
 
 CHOICES = ("dataset", "model", "threat", "defense", "descent", "average", "penalty")
@@ -80,16 +81,22 @@ def adopt(
     errors: it was trained with an option that is no longer there.
     """
     from advtrain import checkpoints
+    from advtrain.runs import built_for, require_fitting
 
     file = checkpoints.locate(str(config.checkpoint))
     content = checkpoints.load(file)
     overrides, stored = facts["overrides"], content.get("config")
     given = _keys(overrides)
-    taken_over: dict[str, Any] = {"selected_on": content.get("judged_by")}
+    judged_by = content.get("judged_by")
+    taken_over: dict[str, Any] = {"selected_on": judged_by if isinstance(judged_by, str) else None}
     if not isinstance(stored, Mapping):  # someone else's: nothing is known of how it was trained
         unknown = {group: None for group in METHOD if group not in given}
         return config, taken_over | {"choices": {**facts["choices"], **unknown}}
     old = _mapping(content, "choices")
+    try:
+        shape, classes = built_for(content)
+    except Refused as error:
+        raise ConfigError(f"checkpoint={file} is refused: {error}.") from error
     with composed([*_choices(old, given), *overrides], facts.get("config_dir")) as full:
         new = ours(full)
         chosen = taken_over["choices"] = choices(full)
@@ -106,17 +113,21 @@ def adopt(
                 _take(new, group, stored[group], given)
         sigma = _mapping(stored, "defense").get("sigma")  # of the noise: certificates follow it
         same = chosen.get("defense") == old.get("defense") and "sigma" in new.get("defense", {})
-        if same and "defense.sigma" not in given and isinstance(sigma, int | float):
+        if same and "defense.sigma" not in given and type(sigma) in (int, float):
             new.defense.sigma = sigma
-        if "seed" not in given and isinstance(stored.get("seed"), int):
+        if "seed" not in given and type(stored.get("seed")) is int:
             new.seed = stored["seed"]
         if "spectral_norm" not in given:
             new.spectral_norm = str(stored.get("spectral_norm", "none"))
         if "name" not in given and NAME.fullmatch(str(stored.get("name", ""))):
             new.name = str(stored["name"])
     try:
-        plain(new)
-    except ConfigError as error:
+        resolved = plain(new)
+        check(resolved, allowed=allowed)
+        if chosen.get("model") == old.get("model"):
+            weights = checkpoints.weights(content, file)
+            require_fitting(resolved["model"], shape, classes, weights, allowed)
+    except (ConfigError, Refused) as error:
         raise ConfigError(
             f"checkpoint={file}: with the configuration that it holds, {error}"
         ) from error

@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advtrain.dense import require_dense
 from advtrain.files import write_atomic
+from advtrain.foreign import Refused, require_plain, require_stored
 from advtrain.intact import damage
 from advtrain.parts import within
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
+PLAIN = ("config", "choices", "data", "judged_by", "scores")
+"""Entries of ours beside tensors: values as YAML and JSON have them."""
 PREFIXES = ("module.", "_orig_mod.")
 COUNTER = "num_batches_tracked"  # of batch norm, which files of before torch 0.4.1 lack
 
@@ -63,8 +67,14 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     if why := damage(path):
         raise Damaged(f"{key}={path} is damaged: {why}.", why)
     try:
+        require_stored(path)
         with warnings.catch_warnings(action="ignore"):  # torch's own words on foreign objects
             content = torch.load(path, map_location="cpu", weights_only=True)
+        require_dense(content)
+        if isinstance(content, Mapping):
+            require_plain([content.get(key) for key in PLAIN])
+    except Refused as error:
+        raise CheckpointError(f"{key}={path} is not opened: {error}.") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{key}={path} is damaged, or holds objects beside weights and plain values, and "

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from advtrain.config import FACTS, conf_dir, key_of
 from advtrain.signatures import nearest
@@ -47,6 +48,23 @@ def explain(error: BaseException, overrides: Sequence[str], base: DictConfig | N
     if found := re.search(r"An item is already at '([^']+)'", text):
         return f"+{found[1]}: that key exists; leave out the +."
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def no_word(error: ValueError, overrides: Iterable[str]) -> str:
+    """One line for Hydra's error where the option of a group is a number, null or the like."""
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        options = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        if group.startswith("hydra/") or (options and option not in options and "/" not in option):
+            return _no_option(group, option)
+    return str(error)
+
+
+def no_yaml(error: YAMLError) -> str:
+    """One line for a file of options, as of --config-dir, that is no YAML."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file of options"
+    return f"{where}, is no YAML: {problem or str(error).splitlines()[0]}."
 
 
 def causes(problems: Sequence[str], written: DictConfig) -> list[str]:

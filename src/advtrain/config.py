@@ -7,6 +7,7 @@ beside advtrain whose code may be called: the person at the command line names t
 """
 
 import importlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -22,6 +23,8 @@ from advtrain.signatures import Kind, Signature
 
 PROGRAM = "advtrain.runs.Program"  # the fields of the root
 MARKS = ("_target_", "_partial_")
+BUILT = ("dataset", "model", "optimizer", "eval", "logger")
+"""Nodes of the root that are built of data which the program has at hand."""
 SUPPLIED = ("setting",)
 """Data that a target anywhere in the configuration is given, if it has a parameter of that name."""
 FACTS = {
@@ -78,6 +81,14 @@ def problems(config: Mapping[str, Any], *, allowed: Iterable[str] = ()) -> list[
     found = list(_problems({"_target_": PROGRAM, **config}, "", tuple(allowed)))
     if config.get("job") == "eval" and not config.get("eval", True):
         found.append("eval=none leaves job=eval nothing to do; choose eval=quick, say.")
+    for key in BUILT:
+        node = config.get(key)
+        if isinstance(node, Mapping) and "_target_" not in node and (node or key != "eval"):
+            found.append(
+                f"{key}={_brief(dict(node))} has no _target_ to build; eval=none takes no keys."
+                if key == "eval"
+                else f"{key}={_brief(dict(node))} has no _target_ to build; choose an option of it."
+            )
     return found
 
 
@@ -258,8 +269,13 @@ def build(
             raise ConfigError(_foreign(_join(path, key), bound[key]))
     module, _, name = target.rpartition(".")
     function = getattr(importlib.import_module(module), name)
-    if node.get("_partial_"):
-        return partial(function, *data, **bound)
+    try:
+        inspect.signature(function).bind_partial(*data, **bound)
+        if node.get("_partial_"):
+            return partial(function, *data, **bound)
+        inspect.signature(function).bind(*data, **bound)
+    except TypeError as error:  # of another role than the one that is played here
+        raise ConfigError(f"{path or target}: {target} cannot be called here: {error}.") from error
     try:
         return function(*data, **bound)
     except ConfigError:

@@ -11,9 +11,13 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
+from advtrain.complaints import no_word, no_yaml
 from advtrain.config import ConfigError, conf_dir
 from advtrain.lock import locked
 from advtrain.resolvers import register_resolvers
@@ -67,7 +71,14 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> Iterato
     GlobalHydra.instance().clear()  # a job composes inside of the application that runs it
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = compose("config", [*overrides, *extra], return_hydra_config=True)
+            try:
+                config = compose("config", [*overrides, *extra], return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException):
+                raise
+            except YAMLError as error:
+                raise ConfigError(no_yaml(error)) from error
+            except ValueError as error:
+                raise ConfigError(no_word(error, overrides)) from error
         HydraConfig.instance().set_config(config)
         yield config
     finally:

@@ -23,6 +23,7 @@ from advtrain.data.errors import DataError
 from advtrain.evaluation import EvaluationFailed
 from advtrain.exchange import of_leader
 from advtrain.files import remove_leftovers
+from advtrain.foreign import printable
 from advtrain.lock import locked
 from advtrain.memory import keep_freed
 from advtrain.newest import CheckpointLost
@@ -179,4 +180,4 @@ def _show(directory: Path) -> None:
 
 def _tell(message: str) -> None:
     if leads():
-        print(f"advtrain: {message}", file=sys.stderr, flush=True)
+        print(f"advtrain: {printable(message)}", file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ A job is known by its identity, a fingerprint of its configuration, and not by i
 that is given again with more seeds finds the old ones where they are.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from advtrain import status
 from advtrain.config import ConfigError
 from advtrain.fingerprints import fingerprint
+from advtrain.foreign import MAX_RESULTS, read_json
 from advtrain.lock import locked
 
 OUTSIDE = {"name", "logger", "resume", "device", "deterministic", "packages", "plan"}
@@ -118,7 +118,7 @@ def _place(folder: Path) -> Place:
 
 def _results(folder: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "results.json", MAX_RESULTS)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -20,12 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from advtrain import config as configuration
 from advtrain import ledger
 from advtrain.adopt import recorded
-from advtrain.checking import checked, packages, refuse_unread
+from advtrain.checking import checked, packages, refuse_unread, require_known_code
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.files import FULL
+from advtrain.foreign import Refused, printable, require_modest
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.lock import locked
 from advtrain.together import together
@@ -44,6 +45,7 @@ def main() -> None:
     try:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])
+        refuse_flags(parsed)
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
@@ -65,7 +67,7 @@ def main() -> None:
             raise
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
         if speaks():
-            print(f"advtrain: {message}", file=sys.stderr)
+            print(f"advtrain: {printable(message)}", file=sys.stderr)
         code = INVALID
     except BrokenPipeError:
         code = DONE
@@ -89,6 +91,26 @@ def main() -> None:
     sys.exit(code)
 
 
+def refuse_flags(parsed: argparse.Namespace) -> None:
+    """ConfigError: a flag of Hydra that reads what is not checked here before it is obeyed."""
+    if parsed.experimental_rerun is not None:
+        raise ConfigError(
+            f"--experimental-rerun={parsed.experimental_rerun} would open a pickle, which can run "
+            "code of whoever wrote it. Give the run's overrides again; .hydra/overrides.yaml lists "
+            "them."
+        )
+    if parsed.config_name is not None or parsed.config_path is not None:
+        raise ConfigError(
+            "--config-name and --config-path are refused: advtrain has one configuration. Add "
+            "options to its groups by --config-dir."
+        )
+    if parsed.config_dir is not None:
+        try:
+            require_modest(Path(parsed.config_dir))
+        except Refused as error:
+            raise ConfigError(f"--config-dir: {error}") from error
+
+
 def validate(parsed: argparse.Namespace) -> None:
     """Raise ConfigError, or Hydra's own error, if what this line asks for could not run here.
 
@@ -99,6 +121,7 @@ def validate(parsed: argparse.Namespace) -> None:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
             require_engines(config)
+            require_known_code(config, packages(config, overrides))
         elif (Path(config.hydra.run.dir) / "multirun.yaml").exists():
             raise ConfigError(
                 f"hydra.run.dir={config.hydra.run.dir} is the folder of a grid; choose another for "
@@ -223,6 +246,8 @@ def _retell(error: Exception) -> str:
         try:
             with composed(context, parsed.config_dir) as base:
                 return explain(error, overrides, base)
+        except ConfigError as another:  # of the choice alone, without the values
+            return str(another)
         except (HydraException, OmegaConfBaseException):
             continue
     return explain(error, overrides, None)

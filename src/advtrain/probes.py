@@ -6,6 +6,7 @@ Logits are also what a network is known again by: weights alone do not tell how 
 
 import hashlib
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch import Generator, Tensor, nn
 from advtrain import answers, masking
 from advtrain.answers import ROUNDING, asked, attacking, distance
 from advtrain.files import write_atomic
+from advtrain.foreign import content
 from advtrain.masking import Slopes
 from advtrain.modes import frozen
 from advtrain.types import Threat
+
+MOST = 32 << 20  # bytes of a portrait
 
 
 def probe(
@@ -83,8 +87,8 @@ def recognised(first: Tensor, again: Tensor, path: Path) -> str:
 
 def _kept(path: Path) -> Tensor | None:
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
-    except (FileNotFoundError, ValueError, EOFError):  # none, or damaged
+        return torch.from_numpy(np.lib.format.read_array(BytesIO(content(path, MOST))))
+    except (OSError, ValueError, TypeError, EOFError, MemoryError):  # none, or damaged
         return None
 
 

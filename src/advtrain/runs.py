@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain import checkpoints
 from advtrain.channels import channels_last
@@ -14,6 +14,7 @@ from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
 from advtrain.determinism import demand
+from advtrain.foreign import Refused
 from advtrain.models import layouts
 from advtrain.models.pretrained import Pretrained, left_out, remark, translated
 from advtrain.models.spectral_norm import ORIGINAL, divided, normalise, refresh
@@ -24,6 +25,7 @@ from advtrain.programs import compiled
 from advtrain.ranges import Count, Natural, Unit
 from advtrain.recomputing import recomputing
 from advtrain.seeding import derive
+from advtrain.sizing import require_size
 from advtrain.types import (
     Average,
     Defense,
@@ -35,6 +37,10 @@ from advtrain.types import (
 )
 from advtrain.watchdog import Watchdog
 from advtrain.world import here
+
+LARGEST = 65_536  # pixels along a side, channels or classes
+DEFAULTS = {"precision": "fp32", "spectral_norm": "none", "seed": 0}
+"""Keys that decide how a network is built, where a checkpoint does not tell them."""
 
 Allowed = Iterable[str]
 Network = Callable[[tuple[int, int, int], int], nn.Module]
@@ -166,6 +172,9 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
         )
     order = 0  # of subsets: the same examples whatever the seed of the run, so that runs compare
     data = make(config["dataset"], device, order, path="dataset", allowed=allowed)
+    if not isinstance(data, Data):
+        target = config["dataset"].get("_target_")
+        raise ConfigError(f"dataset._target_={target} makes no data, but {type(data).__name__}.")
     return Setting(config, directory, device, data, tuple(allowed))
 
 
@@ -199,6 +208,8 @@ def make_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config["seed"], "model"))
         model = make(config["model"], shape, classes, path="model", allowed=allowed)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model describes a {type(model).__name__}, not a network.")
         try:
             normalise(model, shape, config.get("spectral_norm", "none"))
             if config["precision"] == "bf16":
@@ -270,16 +281,50 @@ def load_run(
             f"checkpoint={file} holds no configuration: say what its network is by a key `model` "
             "beside `checkpoint`, or build it yourself and use checkpoints.load_weights."
         )
-    config = {**content["config"], "compile": False, "recompute": False}
-    shape = tuple(content["data"]["shape"])
-    classes = content["data"]["classes"]
+    config = {**DEFAULTS, **content["config"], "compile": False, "recompute": False}
     confined(config.get("model"), "advtrain.models", f"{file}: model", packages)
+    weights = checkpoints.weights(content, file)
     try:
+        shape, classes = built_for(content)
+        require_fitting(config["model"], shape, classes, weights, packages)
         model = make_model(config, shape, classes, torch.device("cpu"), packages)
-    except ConfigError as error:
+    except (ConfigError, Refused, LookupError) as error:
         raise ConfigError(f"{file}: {error}") from error
-    checkpoints.restore(model, checkpoints.weights(content, file), file)
+    checkpoints.restore(model, weights, file)
     return model.eval(), dict(content["config"])
+
+
+def built_for(content: Mapping[str, Any]) -> tuple[tuple[int, int, int], int]:
+    """The shape of images and the number of classes that a checkpoint tells. Refused: it does not,
+    or they are no sizes."""
+    data = content.get("data")
+    told = data if isinstance(data, Mapping) else {}
+    shape, classes = told.get("shape"), told.get("classes")
+    numbers = [*shape, classes] if isinstance(shape, list | tuple) else []
+    sizes = [n for n in numbers if type(n) is int and 1 <= n <= LARGEST]
+    if len(numbers) != 4 or sizes != numbers:
+        raise Refused(f"its data have shape {str(shape)[:40]} and {str(classes)[:20]} classes")
+    return (sizes[0], sizes[1], sizes[2]), sizes[3]
+
+
+def require_fitting(
+    node: Any,
+    shape: tuple[int, int, int],
+    classes: int,
+    weights: Mapping[str, Tensor],
+    allowed: Allowed = (),
+) -> None:
+    """Refused: a network that a file describes is larger than the weights that it brings.
+
+    Nothing is said of networks of others, which are built by their own code.
+    """
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not str(target).startswith("advtrain.") or target == "advtrain.models.custom.custom":
+        return
+    brought = sum(value.numel() for value in weights.values())
+    require_size(
+        lambda: make(node, shape, classes, path="model", allowed=allowed), 2 * brought + 99
+    )
 
 
 def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -> nn.Module:

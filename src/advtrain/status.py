@@ -4,12 +4,12 @@ The version before stays beside it. It counts where the newest is damaged: what 
 its grid, and what was chosen, is not lost with it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from advtrain.files import write_json
+from advtrain.foreign import MAX_STATUS, read_json
 
 FILE, BEFORE = "status.json", ".status.before.json"
 
@@ -35,7 +35,7 @@ def read(directory: Path) -> Mapping[str, Any]:
 
 def _object(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path, MAX_STATUS)
+    except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -20,10 +20,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from advtrain import status
 from advtrain.checking import checked, refuse_unread
-from advtrain.complaints import explain
+from advtrain.complaints import explain, no_word, no_yaml
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, settled
 from advtrain.expansion import expand
@@ -144,6 +145,10 @@ def _composed(composer: Composer, line: Sequence[str]) -> DictConfig:
             with suppress(HydraException, OmegaConfBaseException):
                 base = composer(context)
         raise ConfigError(explain(error, line, base)) from error
+    except YAMLError as error:
+        raise ConfigError(no_yaml(error)) from error
+    except ValueError as error:
+        raise ConfigError(no_word(error, line)) from error
 
 
 def left(

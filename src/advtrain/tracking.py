@@ -8,6 +8,7 @@ for it before there is something to log.
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,12 +21,15 @@ from urllib.parse import urlparse
 from uuid import uuid4
 
 from advtrain.files import write_text
+from advtrain.foreign import content
 from advtrain.sheets import COLUMNS, ROW_COLUMNS, accuracy_rows, at, flat_rows, of_csv
 
 log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
 Value = TypeVar("Value")
+IDENTITY = re.compile(r"([a-z0-9]{1,32}) ([0-9]{1,6})\s*")
+"""Of a run in W&B, and how many segments it has: names of folders are made of it."""
 PATIENCE = 120.0  # seconds that a silent server may hold up a run, at its start and at its end
 
 
@@ -270,8 +274,11 @@ def _login_found() -> bool:
 def _identity(directory: Path, continues: bool) -> str:
     """The id of this run directory; of its n-th segment where a run cannot be continued."""
     path = directory / "wandb" / "advtrain-id.txt"
-    words = path.read_text().split() if path.is_file() else []
-    base, segment = (words[0], int(words[1]) + 1) if len(words) == 2 else (uuid4().hex[:8], 0)
+    try:
+        found = IDENTITY.fullmatch(content(path, 100).decode("utf-8"))
+    except (OSError, ValueError):  # none, or not ours
+        found = None
+    base, segment = (found[1], int(found[2]) + 1) if found else (uuid4().hex[:8], 0)
     write_text(path, f"{base} {segment}\n")
     return base if continues or segment == 0 else f"{base}_r{segment}"
 

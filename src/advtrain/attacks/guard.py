@@ -28,7 +28,8 @@ SLACK = 1e-5  # of pixels outside the box, which interpolation in float32 may ca
 
 
 def guarded(attack: Guarded[P]) -> Guarded[P]:
-    """`attack` with the guard. Gradients are on inside, whatever the caller's mode.
+    """`attack` with the guard. Gradients are on inside, whatever the caller's mode, and tensors of
+    `torch.inference_mode` are copied, since autograd takes none.
 
     ValueError: images outside the box of the threat ([0, 1] without one), not finite, or not
     floating point; labels of the wrong type, shape or range; logits that are not (N, K).
@@ -37,7 +38,9 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
     @wraps(attack)
     def guard(model: Classifier, x: Tensor, y: Tensor, *args: P.args, **keys: P.kwargs) -> Tensor:
         with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            x, y = _recordable(x), _recordable(y)
             if not vouched():
                 largest = check(x, y, keys.get("threat"), keys.get("generator"))
                 for module in modules_of(model):
@@ -46,9 +49,13 @@ def guarded(attack: Guarded[P]) -> Guarded[P]:
                 stack.enter_context(vouching())
                 stack.enter_context(_own_draws(model, x, keys.get("generator")))
                 model = Checked(model, largest)
-            return attack(model, x.detach(), y, *args, **keys)
+            return attack(model, x, y, *args, **keys)
 
     return guard
+
+
+def _recordable(given: Tensor) -> Tensor:
+    return given.clone() if given.is_inference() else given.detach()
 
 
 @contextmanager

@@ -5,9 +5,9 @@ again. A line counts only with its newline: before that, a killed writer may hav
 number. What the columns are, a `Format` says.
 """
 
-import json
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +17,15 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from advtrain.files import naming, write_json, write_text
+from advtrain.foreign import MAX_STATUS, Refused, content, read_json
 
 log = logging.getLogger(__name__)
 
 SYNC = 1.0  # seconds between two waits for the disk
+MAX_BYTES = 64 << 20  # of a log: a million lines and more
+MAX_PROBLEMS = 1000  # of lines that are none
+LONGEST = 1e12  # seconds
+WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 class Line(Protocol):
@@ -72,9 +77,14 @@ class Format(Generic[L]):
     def read(self, path: Path) -> Log[L]:
         """The lines of `path`, those that are none, and an unfinished last line.
 
-        A file that ends within its header holds nothing yet. ValueError: another header.
+        A file that ends within its header holds nothing yet. ValueError: another header, a file
+        that is too large, or one of too many lines that are none.
         """
-        text = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+        try:
+            text = content(path, MAX_BYTES).decode("utf-8", errors="replace")
+        except Refused as error:
+            raise ValueError(f"{path}: {error}.") from error
+        text = text.replace("\r\n", "\n")
         head, newline, body = text.partition("\n")
         if not newline and self.header.startswith(head):
             return Log(cut=head)
@@ -95,6 +105,11 @@ class Format(Generic[L]):
                     raise ValueError(self._repeated(first, found))
             except ValueError as error:
                 problems.append(f"{path.name}, line {number} is not counted: {error}.")
+                if len(problems) > MAX_PROBLEMS:
+                    raise ValueError(
+                        f"{path} is no {self.name.removeprefix('a ')}: more than {MAX_PROBLEMS} of "
+                        f"its lines are none; {problems[0]}"
+                    ) from error
         return Log(tuple(seen.values()), tuple(problems), cut)
 
     def _parsed(self, line: str) -> L:
@@ -179,20 +194,21 @@ def claim(header: Path, key: str, facts: Mapping[str, Any], logs: Iterable[Path]
     `key` names all that their lines depend on. `header` then says so, with the `facts` that the
     columns leave out.
     """
-    if header.exists() and _key(header) == key:
+    if header.exists() and _kept(header).get("key") == key:
         return
     for each in logs:
         each.unlink(missing_ok=True)
     write_json(header, {"key": key, **facts})
 
 
-def _key(header: Path) -> object:
+def _kept(header: Path) -> Mapping[str, Any]:
+    """What a header says; nothing where it cannot be read, so that its logs are made again."""
     try:
-        content = json.loads(header.read_text(encoding="utf-8"))
+        found = read_json(header, MAX_STATUS)
     except ValueError:
         log.warning("%s is damaged: nobody knows what its logs are of; they begin anew.", header)
-        return None
-    return content.get("key") if isinstance(content, dict) else None
+        return {}
+    return found if isinstance(found, Mapping) else {}
 
 
 def columns(line: str, count: int) -> list[str]:
@@ -205,10 +221,9 @@ def columns(line: str, count: int) -> list[str]:
 
 def integer(word: str) -> int:
     """An integer as it is written. ValueError: it is none."""
-    try:
-        return int(word)
-    except ValueError as error:
-        raise ValueError(f"{word[:20]!r} is no integer") from error
+    if not WHOLE.fullmatch(word):
+        raise ValueError(f"{word[:20]!r} is no integer")
+    return int(word)
 
 
 def clock(duration: float) -> str:
@@ -227,4 +242,6 @@ def seconds(text: str) -> float:
     total = 0.0
     for part in parts:
         total = 60 * total + part
+    if not total < LONGEST:
+        raise ValueError(f"time is {text!r}, longer than anybody waits")
     return total

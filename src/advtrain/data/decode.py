@@ -3,6 +3,9 @@
 import os
 import signal
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from advtrain.foreign import brief
+
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
+MOST = 1 << 26
+"""Pixels of an image: 8192 x 8192. A header can promise more than any memory holds."""
 VERSION = 1
 """Raised when the same file would decode to other pixels than before."""
 
@@ -30,19 +38,19 @@ class Broken(Exception):
 
 def decode(path: str, recipe: Recipe) -> np.ndarray:
     """Pixels uint8 (C, H, W). Resizing is bilinear with a low-pass filter, as torchvision's."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert(recipe.mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Broken(
-            f"{path} cannot be read as an image ({error}). Replace or remove it."
-        ) from error
+    with _opened(path) as file:
+        image = file.convert(recipe.mode)
     height, width = recipe.size
     if image.size != (width, height):
         if not recipe.cut:
             raise Broken(
                 f"{path} is {image.height} x {image.width} pixels, others {height} x {width}. Set "
                 "dataset.image_size (32 or 224, say) to bring all images to one size."
+            )
+        if height * max(image.size) / min(image.size) * height > MOST:
+            raise Broken(
+                f"{path} is {image.height} x {image.width} pixels, too long and thin to be resized "
+                "by its short side. Replace or remove it."
             )
         image = _fit(image, height)
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
@@ -70,12 +78,25 @@ def fill(target: str, first: int, paths: list[str], recipe: Recipe) -> str | Non
 
 def size_of(path: Path) -> tuple[int, int]:
     """(height, width), from the header alone. Broken: it is no image."""
+    with _opened(path) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, its pixels not read yet. Broken: whatever goes wrong in the block, or more
+    pixels than MOST.
+
+    Only FORMATS are known: what else Pillow opens may start other programs, as PostScript does.
+    """
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, ValueError, SyntaxError) as error:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MOST:
+                raise ValueError(f"{image.height} x {image.width} pixels, more than {MOST:,}")
+            yield image
+    except Exception as error:  # a damaged file fails in any way, deep inside a decoder
         raise Broken(
-            f"{path} cannot be read as an image ({error}). Replace or remove it."
+            f"{path} cannot be read as an image ({brief(error)}). Replace or remove it."
         ) from error
 
 

@@ -5,7 +5,6 @@ certify.json; else sigma from the path, where the authors' tree has it:
 certify/<dataset>/<arch>/noise_<training sigma>/<split>/sigma_<sigma>.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,13 @@ from typing import Any
 
 from advtrain.certification.log import HEADER, PREDICT_HEADER, read
 from advtrain.certification.shares import average_radius, certified_share
+from advtrain.foreign import MAX_STATUS, read_json
 from advtrain.reporting import values
 from advtrain.reporting.reading_proofs import certified
 from advtrain.reporting.records import Certified
 
 ALPHA = 0.001  # the paper's, where nothing says otherwise
 USUAL_DRAWS = 100_000
-MAX_BYTES = 256 << 20
 MAX_PROBLEMS = 5
 OF_AUTHORS = 3  # significant digits of radii in the authors' logs
 ROUNDED = 0.995  # what is left of a radius that these digits may have lifted
@@ -63,8 +62,6 @@ def read_log(path: Path, alpha: float | None = None) -> Log:
 
     ValueError: it is no such log, holds no certificates, or is too large.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} is larger than {MAX_BYTES >> 20} MiB; it is not read.")
     log = read(path)
     if not log.certificates:
         lines = f": {log.problems[0]}" if log.problems else "."
@@ -164,9 +161,9 @@ def _alpha_doubt(log: Log) -> list[str]:
 def _settings(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     try:
-        if beside != path and beside.is_file() and beside.stat().st_size < MAX_BYTES:
-            return values.mapping(json.loads(beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        if beside != path and beside.is_file():
+            return values.mapping(read_json(beside, MAX_STATUS))
+    except (OSError, ValueError):
         pass
     return {}
 

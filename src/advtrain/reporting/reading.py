@@ -10,12 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from advtrain.foreign import MAX_RESULTS, MAX_STATUS, Refused, read_json
 from advtrain.reporting import values
 from advtrain.reporting.reading_proofs import certified, exact, study
 from advtrain.reporting.records import Draws, Note, Paper, Row, Run, Stage
 
 SCHEMA = 1
-MAX_BYTES = {"results.json": 32 << 20, "status.json": 8 << 20, "metrics.jsonl": 64 << 20}
+MAX_BYTES = {
+    "results.json": MAX_RESULTS,
+    "status.json": MAX_STATUS,
+    "metrics.jsonl": 64 << 20,
+}
 MAX_ROWS = 2_000
 MAX_EPOCHS = 20_000
 MAX_RUNS = 5_000
@@ -71,7 +76,7 @@ def read_run(directory: Path) -> Run:
     dataset, model = values.named(results.get("dataset")), values.named(results.get("model"))
     threat = values.named(results.get("threat"))
     choices = values.texts(status.get("choices")) | values.texts(results.get("choices"))
-    config = values.mapping(results.get("config")) or values.mapping(status.get("config"))
+    config = values.clean(results.get("config")) or values.clean(status.get("config"))
     return Run(
         directory=directory,
         name=values.text(results.get("name")) or directory.name,
@@ -140,12 +145,12 @@ def _read_object(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if not path.is_file():
             return {}, ""
-        if path.stat().st_size > MAX_BYTES[path.name]:
-            return {}, f"{path.name} is larger than {MAX_BYTES[path.name] >> 20} MiB, not read."
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path, MAX_BYTES[path.name])
     except OSError as error:
         return {}, f"{path.name} cannot be read: {error.strerror}."
-    except (ValueError, RecursionError):
+    except Refused as error:
+        return {}, f"{path.name} is refused: {error}."
+    except ValueError:
         return {}, f"{path.name} is damaged: it is no JSON."
     if not isinstance(value, dict):
         return {}, f"{path.name} was written by something else: it holds no object."

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from advtrain.certification.log import read
+from advtrain.foreign import brief, require_whole
 
-MAX_TSV = 256 << 20
 MAX_IMAGES = 256 << 20
 
 
@@ -32,11 +32,11 @@ def read_radii(directory: Path) -> list[float]:
     Empty when there is no such log. Lines that do not count, as an unfinished one, are left out.
     """
     path = directory / "certify.tsv"
-    if not path.is_file() or path.stat().st_size > MAX_TSV:
+    if not path.is_file():
         return []
     try:
         found = read(path).certificates
-    except ValueError:  # of other columns
+    except ValueError:  # of other columns, or too large
         return []
     return [each.radius if each.correct else -1.0 for each in found]
 
@@ -49,9 +49,7 @@ def read_examples(directory: Path) -> Examples | None:
     if not path.is_file():
         return None
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_IMAGES:
-                raise ValueError(f"examples.npz holds more than {MAX_IMAGES >> 20} MiB")
+        require_whole(path, MAX_IMAGES)
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         clean, adversarial = _images(found["clean"]), _images(found["adversarial"])
@@ -66,7 +64,7 @@ def read_examples(directory: Path) -> Examples | None:
         row = str(found.get("row", found.get("row_name", found.get("name", ""))))
         texts = words("labels"), words("predicted_clean"), words("predicted_adversarial")
     except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"examples.npz is damaged: {error}") from error
+        raise ValueError(f"examples.npz is damaged: {brief(error)}") from error
     if any(len(text) != len(clean) for text in texts):
         raise ValueError("examples.npz: labels or predictions are missing")
     return Examples(clean, adversarial, *texts, row=row)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_TEXT = 400
+MAX_ENTRIES = 2_000
 
 
 def named(value: Any) -> dict[str, Any]:
@@ -13,7 +14,20 @@ def named(value: Any) -> dict[str, Any]:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    return {str(k): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+    return {text(k): v for k, v in value.items()} if isinstance(value, Mapping) else {}
+
+
+def clean(value: Any) -> dict[str, Any]:
+    """An object, all texts in it bounded lines; of long lists and objects the first entries."""
+    return {key: _clean(entry) for key, entry in list(mapping(value).items())[:MAX_ENTRIES]}
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return clean(value)
+    if isinstance(value, list):
+        return [_clean(entry) for entry in value[:MAX_ENTRIES]]
+    return text(value) if isinstance(value, str) else value
 
 
 def items(value: Any) -> list[Any]:

@@ -116,7 +116,7 @@ def _write_tables(found: Report, out: Path, run: Run | None = None) -> None:
 
 
 def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
-    folder = run_dir / "plots"
+    folder = _plots(run_dir)
 
     def example_pictures() -> Path | None:
         examples = read_examples(run_dir)
@@ -137,8 +137,16 @@ def _run_plots(run: Run, found: Report, run_dir: Path) -> list[Path]:
     )
 
 
+def _plots(directory: Path) -> Path:
+    """The folder of the figures; a link in its place, which may lead anywhere, is taken away."""
+    folder = directory / "plots"
+    if folder.is_symlink():
+        folder.unlink()
+    return folder
+
+
 def _set_plots(found: Report, out: Path) -> list[Path]:
-    folder, table = out / "plots", found.table
+    folder, table = _plots(out), found.table
     stale = ("certified*.png", "frontier.png", "radii.png")
     for old in [path for pattern in stale for path in folder.glob(pattern)]:
         old.unlink(missing_ok=True)
