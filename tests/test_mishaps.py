@@ -211,6 +211,19 @@ def test_two_damaged_checkpoints_are_told_with_what_can_be_done(tmp_path, capsys
     assert run(tmp_path, *TRAINING, "resume=false")["state"] == "done"
 
 
+def test_where_the_first_checkpoint_is_damaged_training_begins_anew(
+    tmp_path, trained, monkeypatch, caplog
+):
+    with monkeypatch.context() as patch:
+        failing(patch, training, "train_step", 4, memory)
+        run(tmp_path, *TRAINING)
+    assert os.listdir(tmp_path / "checkpoints") and len(finished(tmp_path)) == 1
+    spoil(tmp_path / "checkpoints" / "last.pt", truncated)
+    assert run(tmp_path, *TRAINING)["state"] == "done"
+    assert caplog.text.count("was the first of its run: training begins anew") == 1
+    assert not [*differences(trained, tmp_path)]
+
+
 def test_no_other_weights_are_judged_where_the_best_are_damaged(tmp_path, whole):
     assert run(tmp_path, *TINY)["state"] == "done"
     best = tmp_path / "checkpoints" / "best.pt"

@@ -296,7 +296,6 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
         (("eval.certify.n=5", "eval.certify.alpha=0.001"), "n=5"),
         (("attack.step_size=0",), "step_size"),
         (("+schedule.momentum={_target_: advtrain.schedules.Constant, value: 1}",), "momentum"),
-        (("name=''",), "name"),
         (("device=1",), "device=1"),
     ],
 )

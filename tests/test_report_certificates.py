@@ -298,7 +298,7 @@ def test_a_run_with_certificates_alone_has_no_empty_parts(tmp_path):
         tmp_path / "0", results(rows=[row("clean", 0.9)], worst_case={}, certified=certified())
     )
     write_run(run)
-    assert {path.name for path in run.iterdir()} == {
+    assert {path.name for path in run.glob("[!.]*")} == {
         *("results.json", "table.md", "table.tex", "table.csv", "certified.csv"),
         *("report.html", "references.bib", "plots"),
     }

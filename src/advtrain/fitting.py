@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from advtrain import checkpoints
+from advtrain import newest
 from advtrain.averaged import rewrapped, single
 from advtrain.exchange import of_all, of_leader
 from advtrain.footprint import largest
@@ -67,9 +67,9 @@ def _with_batch_size(setting: Setting, size: int) -> Setting:
 def _before(setting: Setting) -> int | None:
     """That of the run in this directory, if there is one to go on with."""
     last = setting.directory / "checkpoints" / "last.pt"
-    if not last.exists():
+    if not newest.exists(last):
         return None
-    found = checkpoints.load(last).get("config", {}).get("batch_size")
+    found = newest.load_newest(last).get("config", {}).get("batch_size")
     return found if isinstance(found, int) else None
 
 

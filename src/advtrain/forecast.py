@@ -156,13 +156,13 @@ def _validation(state: TrainState, here: Setting, plan: Plan, total: int) -> tup
 
 
 def _saved(state: TrainState) -> tuple[float, int]:
-    """Seconds that last.pt takes, and bytes of it and best.pt."""
+    """Seconds that last.pt takes, and bytes of it, of the one before it and of best.pt."""
     weights = state.average.model.state_dict()
     began, last, best = time.perf_counter(), io.BytesIO(), io.BytesIO()
     torch.save({"model": weights, "training": state.state_dict()}, last)
     seconds = time.perf_counter() - began
     torch.save({"model": weights}, best)
-    return seconds, len(last.getbuffer()) + len(best.getbuffer())
+    return seconds, 2 * len(last.getbuffer()) + len(best.getbuffer())
 
 
 def _evaluation(

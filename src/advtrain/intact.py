@@ -12,13 +12,16 @@ def damage(path: Path) -> str:
     """What of the file at `path` is not as it was written; empty if nothing, or if it cannot tell.
 
     It cannot where the file is no zip, as before torch 1.6 (or cut off, which torch.load tells), or
-    was saved without checksums.
+    was saved without checksums. Archives that unpack to more than they are, which torch.save makes
+    none of, are not unpacked to see.
     """
     if not is_zipfile(path):
         return ""
     try:
         with ZipFile(path) as archive:
-            summed = any(part.CRC for part in archive.infolist())
+            parts = archive.infolist()
+            bounded = sum(part.file_size for part in parts) <= path.stat().st_size
+            summed = bounded and any(part.CRC for part in parts)
             wrong = archive.testzip() if summed else None
     except Exception as error:  # the list of its parts is damaged, which fails in any way
         return f"its list of parts is not readable ({type(error).__name__})"

@@ -27,6 +27,27 @@ def remove(last: Path) -> None:
     last.with_name(PREVIOUS).unlink(missing_ok=True)
 
 
+def lost_at_once(last: Path) -> bool:
+    """Whether last.pt is damaged and the first of its run: then only the beginning is to be made
+    again.
+    """
+    if last.with_name(PREVIOUS).exists() or _epochs(last.parents[1] / "metrics.jsonl") > 1:
+        return False
+    try:
+        load(last)
+    except Damaged as error:
+        told = "%s is damaged (%s), and was the first of its run: training begins anew."
+        log.warning(told, last, error.why)
+        return True
+    except CheckpointError:  # which `load_newest` tells
+        pass
+    return False
+
+
+def _epochs(metrics: Path) -> int:
+    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
 def load_newest(last: Path) -> dict[str, Any]:
     """The content of last.pt; where that is damaged, of the one before, which takes its place.
 

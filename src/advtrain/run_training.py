@@ -114,7 +114,7 @@ def train(
 
 def _goes_on(last: Path, resume: bool) -> bool:
     """Whether to go on from `last`; never leaves older weights beside the numbers of a new run."""
-    if newest.exists(last) and resume:
+    if newest.exists(last) and resume and not newest.lost_at_once(last):
         return True
     newest.remove(last)
     last.with_name("best.pt").unlink(missing_ok=True)
