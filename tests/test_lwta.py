@@ -236,6 +236,37 @@ def test_the_layer_does_not_change_what_it_reads() -> None:
     assert torch.equal(h, before)
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_in_place_it_is_the_same_and_only_where_no_gradient_is_wanted(form: Any) -> None:
+    h = torch.randn(2, 4, 3, 3).to(memory_format=form)
+    plain, over = layer(4), layer(4)
+    over.inplace = True
+    torch.manual_seed(0)
+    wanted = plain(h)
+    before, leaf = h.clone(), h.clone().requires_grad_()
+    torch.manual_seed(0)
+    assert torch.equal(over(leaf), wanted) and torch.equal(leaf, before)
+    torch.manual_seed(0)
+    out = over(h)
+    assert torch.equal(out, wanted) and out.data_ptr() == h.data_ptr()
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("name", FACTORIES)
+def test_nothing_else_reads_what_layers_of_our_networks_overwrite(name: str, copied: bool) -> None:
+    model, x = network(name), images()
+    model = swift(model, x) if copied else model
+    assert all(each.inplace for each in layers(model))
+    found = []
+    for inplace in (True, False):
+        for each in layers(model):
+            each.inplace = inplace
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found.append(model(x))
+    assert torch.equal(*found)
+
+
 def test_the_gradient_of_the_mask_flows_at_067_and_is_nearly_always_0_at_001() -> None:
     """d output / d h less the mask itself: the way by which the loser matters."""
     h = torch.randn((400, 2), generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -63,4 +63,6 @@ def lwta_mnist_cnn(
 
 
 def _activation(competitors: int, train: float, test: float) -> partial[Lwta]:
-    return partial(Lwta, competitors=competitors, train_temperature=train, test_temperature=test)
+    """For networks in which what goes into an activation goes nowhere else."""
+    temperatures = {"train_temperature": train, "test_temperature": test}
+    return partial(Lwta, competitors=competitors, inplace=True, **temperatures)
