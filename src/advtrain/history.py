@@ -1,7 +1,7 @@
 """What a training has measured so far: a report per epoch, the best of them, what went wrong."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -37,7 +37,8 @@ class History:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "best": list(self.best)}
+        lists = {name: list(getattr(self, name)) for name in ("reports", "best", "alarms")}
+        return {**vars(self), **lists}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state, best=tuple(state["best"]))
