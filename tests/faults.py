@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,7 @@ class Ended(NamedTuple):
     writes: int
 
 
+@cache
 def server() -> Any:
     """A context whose processes are forked from one that has imported torch and all the rest."""
     context = multiprocessing.get_context("forkserver")

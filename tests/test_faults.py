@@ -8,7 +8,7 @@ import time
 
 import faults
 import pytest
-from faults import KINDS, Fault, attempt, sentences
+from faults import KINDS, Fault, attempt, sentences, server
 from outcomes import differences, finished
 
 from advtrain.lock import locked
@@ -82,6 +82,7 @@ def test_of_two_commands_at_once_one_does_the_job_and_one_is_refused(jobs, here,
     def start(name):
         ended[name] = attempt(job.line(folder), here / name)
 
+    server()  # which two threads at once would start twice
     both = [threading.Thread(target=start, args=(f"{kind}-{each}",)) for each in ("a", "b")]
     for each in both:
         each.start()

@@ -137,7 +137,7 @@ def test_a_server_that_never_answers_does_not_hold_up_the_run(tmp_path, monkeypa
     import threading
 
     never = threading.Event()
-    fake_wandb(monkeypatch, None, lambda: never.wait(20))
+    fake_wandb(monkeypatch, None, lambda: never.wait(20) and FakeRun())
     monkeypatch.setattr(tracking, "PATIENCE", 0.1)
     tracker = start(tmp_path)
     use_everything(tracker, tmp_path)
