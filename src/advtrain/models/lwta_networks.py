@@ -64,5 +64,10 @@ def lwta_mnist_cnn(
 
 def _activation(competitors: int, train: float, test: float) -> partial[Lwta]:
     """For networks in which what goes into an activation goes nowhere else."""
-    temperatures = {"train_temperature": train, "test_temperature": test}
-    return partial(Lwta, competitors=competitors, inplace=True, **temperatures)
+    return partial(
+        Lwta,
+        competitors=competitors,
+        train_temperature=train,
+        test_temperature=test,
+        inplace=True,
+    )
