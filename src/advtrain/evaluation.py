@@ -16,7 +16,7 @@ those that still stand.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -238,60 +238,43 @@ def judge(
     out with one image.
     """
     began = time.perf_counter()
-    again = partial(
-        _judge, subject, x, y, attack, threat, key=key, at=at, clean=clean, show=show, looks=looks
-    )
-    found = subject.room.within(again, x)
-    return replace(found, seconds=round(time.perf_counter() - began, 4))
 
+    def once() -> Verdicts:
+        counted = Counting(subject.fast, room=subject.room)
+        judging = Counting(subject.model, room=subject.room)
+        drawing = judging.around(single(subject.model))
+        with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
+            with attacking(x):
+                x_adv = x if attack is None else attack(counted, x, y).detach()
+            if isinstance(attack, Corruption):
+                valid = allowed = torch.isfinite(x_adv.flatten(1)).all(1)
+            else:
+                valid, allowed = inside(x_adv, x, threat), clean
+            with torch.no_grad(), full_precision(subject.model):
+                point = torch.where(per_image(valid, x), x_adv, x)
+                logits = judging(point)
+                draws = tuple(_bits(right(drawing(point), y)) for _ in range(looks))
+        broken = valid & ~torch.isfinite(logits).all(1)
+        stands, named = right(logits, y), logits.argmax(1)
+        adversarial = stands if attack is None else torch.where(valid, stands, allowed)
+        if show is not None and attack is not None:
+            show(x, x_adv, y, logits)
+        return Verdicts(
+            row=key,
+            at=at,
+            adversarial=_bits(adversarial),
+            robust=_bits(allowed & adversarial),
+            outside=int((~valid).sum()),
+            non_finite=int(broken.sum()) if attack is not None else 0,
+            forward_passes=counted.forward_passes + judging.forward_passes,
+            backward_passes=counted.backward_passes,
+            seconds=round(time.perf_counter() - began, 4),
+            draws=draws,
+            labels=tuple(y.tolist()),
+            answers=tuple(named.where(torch.isfinite(logits).all(1), -1).tolist()),
+        )
 
-def _judge(
-    subject: Subject,
-    x: Tensor,
-    y: Tensor,
-    attack: Attack | None,
-    threat: Threat | None,
-    *,
-    key: str,
-    at: tuple[int, ...],
-    clean: Tensor,
-    show: Show | None,
-    looks: int,
-) -> Verdicts:
-    """`judge`, once, without its seconds."""
-    counted = Counting(subject.fast, room=subject.room)
-    judging = Counting(subject.model, room=subject.room)
-    drawing = judging.around(single(subject.model))
-    with crafting(subject.model, mode="eval"), crafting(subject.fast, mode="eval"):
-        with attacking(x):
-            x_adv = x if attack is None else attack(counted, x, y).detach()
-        if isinstance(attack, Corruption):
-            valid = clean = torch.isfinite(x_adv.flatten(1)).all(1)
-        else:
-            valid = inside(x_adv, x, threat)
-        with torch.no_grad(), full_precision(subject.model):
-            point = torch.where(per_image(valid, x), x_adv, x)
-            logits = judging(point)
-            draws = tuple(_bits(right(drawing(point), y)) for _ in range(looks))
-    broken = valid & ~torch.isfinite(logits).all(1)
-    stands, named = right(logits, y), logits.argmax(1)
-    adversarial = stands if attack is None else torch.where(valid, stands, clean)
-    if show is not None and attack is not None:
-        show(x, x_adv, y, logits)
-    return Verdicts(
-        row=key,
-        at=at,
-        adversarial=_bits(adversarial),
-        robust=_bits(clean & adversarial),
-        outside=int((~valid).sum()),
-        non_finite=int(broken.sum()) if attack is not None else 0,
-        forward_passes=counted.forward_passes + judging.forward_passes,
-        backward_passes=counted.backward_passes,
-        seconds=0.0,
-        draws=draws,
-        labels=tuple(y.tolist()),
-        answers=tuple(named.where(torch.isfinite(logits).all(1), -1).tolist()),
-    )
+    return subject.room.within(once, x)
 
 
 def right(logits: Tensor, y: Tensor) -> Tensor:
