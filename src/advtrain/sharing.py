@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from advtrain import seeding
 from advtrain.exchange import added
-from advtrain.seeding import derive
 from advtrain.world import here, share
 
 
@@ -34,17 +34,17 @@ _shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
-def sharing(total: int, device: torch.device, seed: int, *parts: object) -> Iterator[None]:
+def sharing(total: int, device: torch.device, base: int, *parts: object) -> Iterator[None]:
     """Inside, batches are shares of one of `total` rows, and draws come from the stream of `parts`.
 
-    Seeds the global generators, as `torch.manual_seed` does.
+    Seeds the generators that draw on `device`, the processor's with them.
     """
     if here().size == 1:
-        torch.manual_seed(derive(seed, *parts))
+        seeding.seed(device, seeding.derive(base, *parts))
         yield
         return
-    torch.manual_seed(derive(seed, *parts, "process", here().rank))
-    generator = Generator(device).manual_seed(derive(seed, *parts))
+    seeding.seed(device, seeding.derive(base, *parts, "process", here().rank))
+    generator = Generator(device).manual_seed(seeding.derive(base, *parts))
     token = _shared.set(Shared(total, share(total), generator))
     try:
         yield
@@ -77,11 +77,7 @@ def shared(rows: int) -> Shared | None:
 def generators(device: torch.device) -> list[Generator]:
     """The streams that numbers come from which are drawn without a generator of their own."""
     batch = _shared.get()
-    found = [torch.default_generator]
-    if device.type == "cuda":
-        place = torch.cuda.current_device() if device.index is None else device.index
-        found.append(torch.cuda.default_generators[place])
-    return [*found, *([] if batch is None else [batch.generator])]
+    return [*seeding.generators(device), *([] if batch is None else [batch.generator])]
 
 
 def weight() -> float:

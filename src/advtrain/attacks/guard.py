@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 import torch
 from torch import Generator, Tensor, nn
 
+from advtrain import seeding
 from advtrain.modes import frozen, frozen_statistics, vouched, vouching
 from advtrain.precision import full_precision
 from advtrain.types import Classifier
@@ -72,7 +73,7 @@ def _own_draws(model: Classifier, x: Tensor, generator: Any) -> Iterator[None]:
     ahead = generator.clone_state()  # what the attack itself draws stays as it would be
     seed = torch.randint(2**62, (), generator=ahead, device=ahead.device)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        torch.manual_seed(int(seed))
+        seeding.seed(x.device, int(seed))
         yield
 
 
