@@ -7,9 +7,10 @@ process of its own, in turns; by the clock, and in processor time of one thread,
 core does not lengthen. Overhead: processor time of a whole run, beside what a bare loop over the
 same data would take as well: batches, training steps, attacks, the passes by which they are judged,
 and the noisy passes of certificates. Everything else counts as overhead: composing and checking,
-reading data, logs, checkpoints, the checks of the network, tables, figures, the report, W&B. What
-comes with each step and epoch is told apart from what comes once, so that a run of any length is
-known.
+reading data, logs, checkpoints, tables, figures, the report, W&B. The passes by which the network
+is looked at for masked gradients are told apart, and counted in one figure and not in the other.
+What comes with each step and epoch is told apart from what comes once, so that a run of any length
+is known.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-KINDS = ("batch", "step", "validation", "attack", "pass", "noise")
+KINDS = ("batch", "step", "validation", "attack", "pass", "noise", "check")
 LONG = 300.0  # seconds of the run that the bar is about
 TORCH = "import time; import torch; print(time.process_time())"
 
@@ -125,17 +126,22 @@ def overhead(folder: Path, epochs: int, overrides: Sequence[str]) -> None:
     training = spent["batch"] + spent["step"] + spent["validation"]
     evaluation = spent["attack"] + spent["pass"] + spent["noise"]
     beside = spent["training"] - training
-    once = spent["whole"] - spent["torch"] - spent["training"] - evaluation
-    loops = training + evaluation
+    checks = spent["check"]
+    once = spent["whole"] - spent["torch"] - spent["training"] - evaluation - checks
+    loops = training + evaluation + checks
     print(f"advtrain {' '.join([given[0], *overrides])}: {spent['whole']:.1f} s")
     print(f"batches, training steps and validation {training:.1f} s, beside them {beside:.2f} s")
     print(f"attacks, passes and noise of the evaluation {evaluation:.1f} s")
+    print(f"passes that look for masked gradients {checks:.2f} s")
     print(f"import torch {spent['torch']:.2f} s, everything else, once a run, {once:.2f} s")
     print(f"overhead {(beside + once) / loops:.2%} of the loops of this run")
     share = beside / training
-    rest = LONG - evaluation - once - spent["torch"]
-    long = (once + rest * share / (1 + share)) / LONG
-    print(f"of a run of {LONG:.0f} s with this evaluation, trained as long as is left: {long:.2%}")
+    rest = LONG - evaluation - checks - once - spent["torch"]
+    long = once + rest * share / (1 + share)
+    print(
+        f"of a run of {LONG:.0f} s with this evaluation, trained as long as is left: "
+        f"{long / LONG:.2%}, with the look for masked gradients {(long + checks) / LONG:.2%}"
+    )
 
 
 def run(arguments: Sequence[str]) -> str:
@@ -194,6 +200,9 @@ def inside(report: Path, overrides: list[str]) -> None:
 
         module.judge, module.asked = judged, clock.timed("pass", module.asked)
 
+    def of_run_evaluation(module: Any) -> None:
+        module.probe = clock.timed("check", module.probe)
+
     def of_smoothing(module: Any) -> None:
         module.Smoothed.tally = clock.timed("noise", module.Smoothed.tally)
 
@@ -215,6 +224,7 @@ def inside(report: Path, overrides: list[str]) -> None:
         "advtrain.training": of_training,
         "advtrain.run_training": of_run_training,
         "advtrain.evaluation": of_evaluation,
+        "advtrain.run_evaluation": of_run_evaluation,
         "advtrain.certification.smoothing": of_smoothing,
     }
     sys.meta_path[:0] = [Patched(name, change) for name, change in changes.items()]

@@ -1,7 +1,8 @@
-"""torchvision's data sets as plain tensors, with what goes wrong said in a sentence.
+"""Published data sets as plain tensors, with what goes wrong said in a sentence.
 
-A download is checked against torchvision's md5; so are, each time, the files of CIFAR, SVHN and
-STL-10 (MNIST's only when they are fetched: the reader has no checksum of the unpacked ones).
+torchvision fetches them all, and reads them but for MNIST and its like (`idx`). A download is
+checked against its md5; so are, each time, the files of CIFAR, SVHN and STL-10 (MNIST's only when
+they are fetched: there is no checksum of the unpacked ones).
 """
 
 import logging
@@ -17,12 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advtrain.data import idx
 from advtrain.data.errors import DataError
 from advtrain.lock import locked
 
 log = logging.getLogger(__name__)
 
 DIGITS = tuple("0123456789")
+CLOTHES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
 class Raw(NamedTuple):
@@ -37,8 +51,9 @@ class Raw(NamedTuple):
 
 
 class Source(NamedTuple):
-    """How to open one set. open(root, train, download) gives torchvision's object; `files` are
-    what it reads, relative to the root; `kept`: only labels below it are (null: all)."""
+    """How to open one set. open(root, train, download) gives an object with `data` and `targets`
+    or `labels`, as torchvision's have; `files` are what it reads, relative to the root; `kept`:
+    only labels below it are (null: all)."""
 
     name: str
     files: tuple[str, ...]
@@ -48,17 +63,17 @@ class Source(NamedTuple):
 
 def mnist() -> Source:
     """Handwritten digits (LeCun et al. 1998): 60,000 and 10,000, 28 x 28 grey."""
-    return _idx("mnist", _torchvision().MNIST)
+    return _idx("mnist", "MNIST", DIGITS)
 
 
 def mnist01() -> Source:
     """The zeros and ones of MNIST: 12,665 and 2,115 images."""
-    return _idx("mnist01", _torchvision().MNIST)._replace(kept=2)
+    return _idx("mnist01", "MNIST", DIGITS)._replace(kept=2)
 
 
 def fashion_mnist() -> Source:
     """Pieces of clothing (Xiao et al. 2017), in the sizes of MNIST."""
-    return _idx("fashion_mnist", _torchvision().FashionMNIST)
+    return _idx("fashion_mnist", "FashionMNIST", CLOTHES)
 
 
 def cifar10() -> Source:
@@ -101,19 +116,22 @@ def stl10() -> Source:
 
 
 def _torchvision() -> Any:
-    """Its data sets: a quarter of a second to import, which the embedded digits do without."""
+    """Its data sets: more than a second to import, which sets that are read here do without."""
     from torchvision import datasets
 
     return datasets
 
 
-def _idx(name: str, reader: type[Any]) -> Source:
+def _idx(name: str, folder: str, classes: tuple[str, ...]) -> Source:
+    """`folder`: of the files under the root, and torchvision's name of who fetches them."""
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-    return Source(
-        name,
-        tuple(f"{reader.__name__}/raw/{part}-ubyte" for part in parts),
-        lambda root, train, fetch: reader(root, train=train, download=fetch),
-    )
+
+    def opened(root: str, train: bool, fetch: bool) -> Any:
+        if fetch:
+            getattr(_torchvision(), folder)(root, train=train, download=True)
+        return idx.examples(Path(root) / folder / "raw", "train" if train else "t10k", classes)
+
+    return Source(name, tuple(f"{folder}/raw/{part}-ubyte" for part in parts), opened)
 
 
 def _cifar(name: str, reader: type[Any]) -> Source:
@@ -157,7 +175,7 @@ def _open(source: Source, root: str) -> tuple[Raw, Raw, tuple[str, ...]]:
             f"{source.name}: the files in {where} (dataset.root) are damaged or not the original "
             f"ones ({_brief(error)}). Remove {', '.join(source.files)} and get them again."
         ) from error
-    classes = tuple(name.split(" - ")[0] for name in getattr(train, "classes", DIGITS))
+    classes = tuple(getattr(train, "classes", DIGITS))
     for raw, part in zip(parts, ("training", "test"), strict=True):
         _verify(source.name, raw, part, len(classes))
     if source.kept is None:
@@ -168,7 +186,7 @@ def _open(source: Source, root: str) -> tuple[Raw, Raw, tuple[str, ...]]:
 
 def _raw(dataset: Any) -> Raw:
     labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    pixels = dataset.data.numpy() if isinstance(dataset.data, Tensor) else dataset.data
+    pixels = dataset.data
     if pixels.ndim == 3:  # MNIST has no axis of channels
         pixels = pixels[:, None]
     elif pixels.shape[-1] == 3:  # CIFAR, the channels last

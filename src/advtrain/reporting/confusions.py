@@ -48,7 +48,8 @@ def _panel(axes: Any, row: Row) -> None:
             if share >= 0.005:
                 colour = "white" if share > 0.55 else INK
                 look = {"ha": "center", "va": "center", "fontsize": 6, "color": colour}
-                axes.text(answer, label, f"{100 * share:.0f}", **look)
+                word = axes.text(answer, label, f"{100 * share:.0f}", **look)
+                word.set_in_layout(False)  # it lies within the panel: nothing to make room for
 
 
 def shares_of(confusion: Sequence[Sequence[int]]) -> list[list[float]]:
