@@ -8,13 +8,12 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import config as configuration
@@ -27,8 +26,10 @@ from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.files import FULL
 from advtrain.foreign import Refused, printable, require_modest
-from advtrain.grid import SWEEPER, Locate, choices, composed, parse
+from advtrain.grid import SWEEPER, Locate, composed, parse
 from advtrain.lock import locked
+from advtrain.places import facts
+from advtrain.telling import flush, tell
 from advtrain.together import together
 from advtrain.world import speaks
 
@@ -51,7 +52,8 @@ def main() -> None:
             parsed = parse(sys.argv[1:])
         asked = parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion
         if any(asked):
-            app()
+            with suppress(BrokenPipeError):
+                app()
             code = DONE
         elif "job=plan" in parsed.overrides:
             from advtrain.estimates import estimate
@@ -67,15 +69,14 @@ def main() -> None:
             raise
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
         if speaks():
-            print(f"advtrain: {printable(message)}", file=sys.stderr)
+            tell(f"advtrain: {printable(message)}")
         code = INVALID
     except BrokenPipeError:
-        code = DONE
+        code = FAILED
     except OSError as error:  # of the run directory; those of a job end in its status
-        print(
+        tell(
             f"advtrain: {error.filename or 'the run directory'} cannot be written "
-            f"({error.strerror}); choose another hydra.run.dir= or hydra.sweep.dir=.",
-            file=sys.stderr,
+            f"({error.strerror}); choose another hydra.run.dir= or hydra.sweep.dir=."
         )
         code = FAILED if error.errno in FULL else INVALID
     except KeyboardInterrupt:
@@ -88,6 +89,7 @@ def main() -> None:
                 _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
             except KeyboardInterrupt:
                 code = 130
+        flush()
     sys.exit(code)
 
 
@@ -171,26 +173,12 @@ def of_checkpoint(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path=str(configuration.conf_dir()), config_name="config")
 def app(config: DictConfig) -> float | None:
     """One job, in the run directory that Hydra has made; what a search is to maximise."""
-    here = HydraConfig.get()
-    task = OmegaConf.to_container(here.overrides.task, resolve=False)
-    overrides = [str(each) for each in task] if isinstance(task, list) else []
-    sources = here.runtime.config_sources
-    chosen = choices(OmegaConf.create({"hydra": here}))
-    facts: dict[str, Any] = {
-        "choices": chosen,
-        "overrides": overrides,
-        "family": None,
-        "config_dir": next((s.path for s in sources if s.provider == "command-line"), None),
-    }
-    if here.mode == RunMode.MULTIRUN:
-        facts["family"] = Path(here.sweep.dir).name
-        with suppress(ConfigError):  # which the job itself will tell
-            resolved = configuration.settled(configuration.plain(config))
-            facts["identity"] = ledger.identity(resolved, chosen)
+    here = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+    known = facts(config, here)
     from advtrain.job import run_job
 
     directory = Path(here.runtime.output_dir)
-    code = run_job(config, directory, facts, packages(config, overrides))
+    code = run_job(config, directory, known, packages(config, known["overrides"]))
     Locate.codes[directory] = code
     return merit(directory) if code == DONE else None
 
@@ -210,9 +198,9 @@ def merit(directory: Path) -> float | None:
 
 
 def _code_of_runs() -> int:
-    if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
-        return FAILED if any(ledger.codes(Locate.sweep)) else DONE
     codes = list(Locate.codes.values())
+    if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
+        return FAILED if any(codes) or any(ledger.codes(Locate.sweep)) else DONE
     return codes[-1] if codes else DONE
 
 
@@ -232,7 +220,7 @@ def _report_grid(sweep: Path, *, whole: bool) -> None:
 
             mirror(sweep, report)
     except (OSError, ValueError) as error:
-        print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)
+        tell(f"advtrain: no table of {sweep}: {error}")
 
 
 def _retell(error: Exception) -> str:
