@@ -4,7 +4,6 @@ An exclamation mark stands at a number with a warning, a star at a configuration
 figure with a remark; both stand under the table.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from advtrain.reporting.report import Report
 from advtrain.reporting.screen import fit, new_table, say, screen
 from advtrain.reporting.tables import Column, Line, Table, title
 from advtrain.reporting.wording import DASH, MINUS, count, described, duration, percent, radii
+from advtrain.telling import release
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,7 +95,7 @@ def unread_output() -> Iterator[None]:
     try:
         yield
     except (BrokenPipeError, SystemExit):  # rich makes the one into the other
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        release(sys.stdout)
 
 
 def _row_table(run: Run, *, wide: bool) -> "RichTable":
