@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from advtrain.config import ConfigError
+from advtrain.places import SUBDIR, is_numbered
 
 PATIENCE = 3.0  # seconds that a cluster's address may take to answer
 
@@ -27,6 +28,11 @@ def require_engines(config: DictConfig) -> None:
         )
     if launcher == "ray":
         _require_ray(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+    if sweeper != "grid" and not is_numbered(config):
+        raise ConfigError(
+            f"{SUBDIR}={config.hydra.sweep.subdir}: the folders of a search are numbers; leave it "
+            "out."
+        )
     if sweeper == "optuna":
         _require_search(config.hydra.sweeper)
 
