@@ -155,6 +155,16 @@ def test_a_single_run_in_the_folder_of_a_grid_is_refused(tmp_path):
         validate(parse(line))
 
 
+def test_a_single_run_in_the_folder_of_a_job_is_that_job_or_is_refused(tmp_path):
+    """The grid would count another evaluation as the job's own."""
+    swept(tmp_path, "seed=0,1")
+    line = [*TRAINING, f"hydra.run.dir={tmp_path / '0'}"]
+    validate(parse([*line, "seed=0"]))
+    for other in ("seed=1", "eval=quick"):
+        with pytest.raises(ConfigError, match=r"/0 is the folder of a job of a grid"):
+            validate(parse([*line, other]))
+
+
 def test_folders_of_other_names_are_used_and_found_again(tmp_path):
     by_values = "hydra.sweep.subdir=${hydra:runtime.choices.defense}_${seed}"
     first = swept(tmp_path, "seed=0,1", by_values, ends={"seed=1": "interrupted"})

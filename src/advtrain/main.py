@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import config as configuration
-from advtrain import ledger
+from advtrain import ledger, status
 from advtrain.adopt import recorded
 from advtrain.checking import checked, packages, refuse_unread, require_known_code
 from advtrain.complaints import explain
@@ -26,7 +26,7 @@ from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.files import FULL
 from advtrain.foreign import Refused, printable, require_modest
-from advtrain.grid import SWEEPER, Locate, composed, parse
+from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.lock import locked
 from advtrain.places import facts
 from advtrain.telling import flush, tell
@@ -122,7 +122,7 @@ def validate(parsed: argparse.Namespace) -> None:
     with composed(overrides, parsed.config_dir) as config:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
-            require_engines(config)
+            require_engines(config, parsed.overrides)
             require_known_code(config, packages(config, overrides))
         elif (Path(config.hydra.run.dir) / "multirun.yaml").exists():
             raise ConfigError(
@@ -130,10 +130,12 @@ def validate(parsed: argparse.Namespace) -> None:
                 "a single run."
             )
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
-            _, vain = checked(config, overrides)
+            resolved, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])
         if not grid and speaks():
             _refuse_occupied(Path(config.hydra.run.dir))
+            mine = ledger.identity(configuration.settled(resolved), choices(config))
+            _refuse_other_job(Path(config.hydra.run.dir), mine)
 
 
 def _refuse_occupied(directory: Path) -> None:
@@ -146,6 +148,15 @@ def _refuse_occupied(directory: Path) -> None:
         raise ConfigError(
             f"hydra.run.dir={directory}: another process is at work there. Choose another."
         ) from error
+
+
+def _refuse_other_job(directory: Path, identity: str) -> None:
+    """ConfigError: another job of a grid lies there, which would take these results for its own."""
+    if status.read(directory).get("identity", identity) != identity:
+        raise ConfigError(
+            f"hydra.run.dir={directory} is the folder of a job of a grid, and this line asks for "
+            "something else than that job. Choose another."
+        )
 
 
 def of_table(arguments: list[str]) -> list[str]:
