@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -19,10 +20,12 @@ def main(descriptor: int) -> None:
             task = pool.recv()
         except EOFError:
             return
-        here = folder / str(task.number)
-        status.write(here, "running", process=os.getpid())
+        if "DIES_EARLY" in os.environ:  # as one whose imports take too much memory
+            os._exit(7)
+        here, what = folder / str(task.number), task.overrides[0]
+        status.write(here, "running", process=os.getpid(), identity=what)
         pool.send(Begun(here))
-        ended = do(task.overrides[0], here)
+        ended = do(what, here)
         status.write(here, "done" if ended.code == 0 else "failed", exit_code=ended.code)
         pool.send(ended)
 
@@ -30,6 +33,9 @@ def main(descriptor: int) -> None:
 def do(what: str, here: Path) -> Ended:
     first = not (here / "tried").exists()
     (here / "tried").touch()
+    if what in ("deaf", "exit"):
+        child = subprocess.Popen(["sleep", "60"])
+        (here / "child").write_text(str(child.pid))
     match what:
         case "exit":
             os._exit(7)

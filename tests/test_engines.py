@@ -1,6 +1,7 @@
 """Launchers and sweepers of others: refused in a sentence where they cannot work, and run here."""
 
 import json
+import re
 import socket
 
 import pytest
@@ -12,12 +13,13 @@ from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.main import merit
+from advtrain.places import NUMBERED
 
 
 def config(group, option, **keys):
     """A grid with that launcher or sweeper, and its keys."""
     choices = {"hydra/launcher": "basic", "hydra/sweeper": "grid", f"hydra/{group}": option}
-    nodes = {"launcher": {}, "sweeper": {}, group: keys}
+    nodes = {"launcher": {}, "sweeper": {}, "sweep": {"subdir": NUMBERED}, group: keys}
     return OmegaConf.create({"hydra": {"runtime": {"choices": choices}, **nodes}})
 
 
@@ -68,6 +70,25 @@ def test_a_search_that_would_minimise_robustness_or_do_nothing_is_refused(wrong)
     with pytest.raises(ConfigError, match=rf"hydra.sweeper.{key}={wrong[key]} is refused"):
         require_engines(config("sweeper", "optuna", **{**keys, **wrong}))
     require_engines(config("sweeper", "optuna", **keys))
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.lr=interval(5,1)", "it begins at 5 and ends below, at 1"),
+        ("optimizer.lr=tag(log,interval(0,1))", "a logarithmic scale begins above 0"),
+        ("epochs=range(9,2)", "it begins at 9 and ends below, at 2"),
+    ],
+)
+def test_an_interval_without_values_is_refused(override, told):
+    keys = {"direction": "maximize", "n_trials": 2, "n_jobs": 1}
+    key, _, value = override.partition("=")
+    for line, params in (([override], None), ([], {key: value})):
+        searched = config("sweeper", "optuna", **keys, params=params)
+        with pytest.raises(ConfigError, match=rf"{re.escape(override)} is refused: {told}"):
+            require_engines(searched, line)
+    fine = ["optimizer.lr=tag(log,interval(0.01,1))", "epochs=range(2,9)", "seed=1,2", "name=a"]
+    require_engines(config("sweeper", "optuna", **keys), fine)
 
 
 def test_an_engine_that_is_not_installed_names_its_extra():

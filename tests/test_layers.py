@@ -12,7 +12,7 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " fingerprints world crew exchange sharing foreign dense sizing",
+    " fingerprints world crew exchange sharing foreign dense sizing telling",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -21,7 +21,7 @@ ROWS = (
     "__init__ __main__ main runs config resolvers signatures complaints grid adopt job program"
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
-    " sweeping slots pool worker messages forecast estimates mirror together"
+    " sweeping slots pool worker messages forecast estimates mirror together places"
     " fitting",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
@@ -30,6 +30,7 @@ FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
     *("slots", "worker", "messages", "estimates", "world", "together", "foreign"),
+    *("places", "telling"),
 )
 
 

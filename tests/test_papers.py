@@ -1,6 +1,7 @@
 """A paper's figures beside ours: intervals, verdicts, and what no run is compared for."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from scipy.stats import binomtest, t
 from advtrain.reporting import formats, report, study
 from advtrain.reporting.papers import beside, departures, reach_of
 from advtrain.reporting.reading import read_run
+from advtrain.reporting.reading_proofs import CATEGORIES
 from advtrain.reporting.report import report_of
 from advtrain.reporting.terminal import print_run, print_set
 from advtrain.reporting.wording import MINUS
@@ -224,3 +226,31 @@ def test_answers_of_predict_have_verdicts(tmp_path):
     smaller = with_figures(tmp_path / "1", published, predict_study=known, scale="small")
     text = study.markdown(study.studies([("", smaller)]))
     assert "scale=small in place of full" in text and "outside)" not in text
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_what_keeps_several_tables_from_a_comparison_is_said_once(tmp_path, capsys):
+    shares = dict.fromkeys(CATEGORIES, 0.2)
+    answers = {"sigma": 0.5, "alpha": 0.001, "examples": 5, "rows": [{"n": 100, **shares}]}
+    more = {"certified": certified(), "predict_study": answers}
+    directory = table_run(tmp_path / "0", choices={"scale": "smoke"}, **more)
+    stored = json.loads((directory / "results.json").read_text())
+    stored["config"]["published"] |= {"certified_0.25": 0.5, "predict_100_abstain": 0.5}
+    put(directory, stored)
+    report = report_of([read_run(directory)])
+    assert report.table.lines and report.claims and report.studies
+    for show in (print_run, print_set):
+        show(report)
+        assert capsys.readouterr().out.count("cannot be compared") == 1
+
+
+def test_runs_that_were_only_trained_are_counted_in_one_line(tmp_path, capsys):
+    for seed, defense in enumerate(("trades", "mart", "pgd_at")):
+        status = {"state": "done", "choices": {"defense": defense}, "config": {"seed": seed}}
+        put(tmp_path / defense, None, status)
+    failed = {"state": "failed", "error": "it fell", "choices": {"defense": "free"}}
+    put(tmp_path / "free", None, failed)
+    print_set(report_of([read_run(path) for path in sorted(tmp_path.iterdir())]))
+    told = capsys.readouterr().out
+    assert told.count("not evaluated") == 1 and "3 configurations: not evaluated" in told
+    assert "it fell" in told

@@ -9,13 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from grids import grid
 from omegaconf import OmegaConf
-from running import DATA, command, run
+from running import DATA, TRAINING, command, run
 
 from advtrain import status
+from advtrain.grid import Locate
+from advtrain.ledger import survey
+from advtrain.main import _code_of_runs
 from advtrain.messages import Grid, Task
 from advtrain.pool import Pool, Rules, Slot
 from advtrain.slots import environments, gpus
+from advtrain.sweeping import jobs
 
 TESTS = str(Path(__file__).parent)
 RULES = Rules(timeout=None, grace=0.5, retries=0)
@@ -47,6 +52,54 @@ def test_whatever_a_job_does_the_others_end_and_it_is_told_why(tmp_path, capsys)
     ):
         assert words in known[number]["error"] and known[number]["exit_code"] == 1
         assert words in capsys.readouterr().err or number > 1  # all of it was read at the first
+
+
+def is_at_work(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_process_has_started_ends_with_it(tmp_path):
+    rules = Rules(timeout=0.5, grace=0.5, retries=0)
+    pool(tmp_path, 2, rules).run(tasks("deaf", "exit"))
+    children = [int((tmp_path / number / "child").read_text()) for number in ("0", "1")]
+    assert not any(map(is_at_work, children))
+
+
+def test_a_job_whose_process_dies_before_it_begins_is_told_in_its_own_folder(tmp_path, capsys):
+    """Its number in this launch is 0, its folder 5; folder 0 is that of a job that is done."""
+    line = (*TRAINING, "seed=7", "hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path}")
+    with grid(*line) as here:
+        (job,) = jobs(here.config, here.context, here.arguments)
+        status.write(tmp_path / "0", "done", identity="another")
+        jobs_of_five = pool(tmp_path, 1)
+        jobs_of_five.grid = Grid(here.loader, here.config)
+        jobs_of_five.slots[0].environment |= {"DIES_EARLY": "1"}
+        found = jobs_of_five.run([Task(0, (*job.overrides, "hydra.sweep.subdir='5'"))])
+    assert found[0].code == 1
+    assert status.read(tmp_path / "0") == {"identity": "another", "state": "done", "error": None}
+    known = status.read(tmp_path / "5")
+    assert known["state"] == "failed" and "exit code 7" in known["error"]
+    assert "seed=7" in known["overrides"] and known["choices"]["defense"] == "pgd_at"
+    assert survey(tmp_path)[job.identity].folder == tmp_path / "5"  # the same command goes on
+    assert "job 5 failed: its process ended with exit code 7" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_fails_its_job_alone(tmp_path):
+    """Neither one that cannot be made, nor one where Hydra cannot write."""
+    top = tmp_path / "grid"
+    (top / "1").mkdir(parents=True)
+    for name in ("0", "1/.hydra"):
+        (top / name).write_text("in the way")
+    line = (*TRAINING, "job=train", "hydra/launcher=pool", "hydra.launcher.slots=2")
+    found = command("-m", *line, "seed=0,1,2", f"hydra.sweep.dir={top}", cwd=tmp_path)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    for name in ("0", "1/.hydra"):
+        assert f": {top / name}: File exists." in found.stderr
+    assert [status.read(top / each).get("state") for each in "012"] == [None, "failed", "done"]
+    assert "identity" in status.read(top / "1")
 
 
 def test_a_process_does_job_after_job_until_one_fails(tmp_path):
@@ -140,3 +193,12 @@ def test_a_job_of_the_pool_is_that_of_the_default_launcher(tmp_path, monkeypatch
         for folder in (tmp_path / "grid" / "0", tmp_path / "alone")
     ]
     assert rows[0] == rows[1]
+
+
+def test_a_job_that_could_not_even_leave_its_status_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(Locate, "sweep", tmp_path)
+    monkeypatch.setattr(Locate, "codes", {})
+    assert _code_of_runs() == 0
+    status.write(tmp_path / "0", "done")
+    Locate.codes[tmp_path / "1"] = 1
+    assert _code_of_runs() == 1

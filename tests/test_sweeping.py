@@ -52,7 +52,7 @@ class Launcher:
     def launch(self, lines, initial_job_idx):
         self.lines = [list(line) for line in lines]
         for line in self.lines:
-            number = line[-1].removeprefix("hydra.sweep.subdir=").strip("'")
+            number = line[-1].removeprefix("hydra.sweep.subdir=").strip("'").replace("\\'", "'")
             state = next((state for word, state in self.ends.items() if word in line), "done")
             facts = {"identity": self.names[tuple(line[:-1])], "config": {"job": "train"}}
             status.write(self.folder / number, state, **facts, exit_code=int(state != "done"))
@@ -70,7 +70,7 @@ class Launcher:
 def swept(folder, *overrides, ends=None):
     """One invocation; the launcher, with the jobs that reached it."""
     launcher = Launcher(folder, ends or {})
-    with grid(*TRAINING, *overrides, f"hydra.sweep.dir={folder}") as here:
+    with grid(*TRAINING, f"hydra.sweep.dir={folder}", *overrides) as here:
         found = jobs(here.config, here.context, here.arguments)
         launcher.names = {job.overrides: job.identity for job in found}
         try:
@@ -153,6 +153,61 @@ def test_a_single_run_in_the_folder_of_a_grid_is_refused(tmp_path):
     swept(tmp_path, "seed=0")
     with pytest.raises(ConfigError, match="is the folder of a grid; choose another"):
         validate(parse(line))
+
+
+def test_a_single_run_in_the_folder_of_a_job_is_that_job_or_is_refused(tmp_path):
+    """The grid would count another evaluation as the job's own."""
+    swept(tmp_path, "seed=0,1")
+    line = [*TRAINING, f"hydra.run.dir={tmp_path / '0'}"]
+    validate(parse([*line, "seed=0"]))
+    for other in ("seed=1", "eval=quick"):
+        with pytest.raises(ConfigError, match=r"/0 is the folder of a job of a grid"):
+            validate(parse([*line, other]))
+
+
+def test_folders_of_other_names_are_used_and_found_again(tmp_path):
+    by_values = "hydra.sweep.subdir=${hydra:runtime.choices.defense}_${seed}"
+    first = swept(tmp_path, "seed=0,1", by_values, ends={"seed=1": "interrupted"})
+    assert first.folders == [f"hydra.sweep.subdir='pgd_at_{seed}'" for seed in (0, 1)]
+    again = swept(tmp_path, "seed=0,1,2", by_values)
+    assert again.folders == [f"hydra.sweep.subdir='pgd_at_{seed}'" for seed in (1, 2)]
+    numbered = swept(tmp_path, "seed=2,3", "hydra.sweep.subdir=job_${hydra.job.num}")
+    assert numbered.folders == ["hydra.sweep.subdir='job_0'"]
+    numbered = swept(tmp_path, "seed=3,4", "hydra.sweep.subdir=job_${hydra.job.num}")
+    assert numbered.folders == ["hydra.sweep.subdir='job_1'"]
+    by_line = swept(tmp_path, 'name="it\'s"', "seed=5", "hydra.sweep.subdir=${name}")
+    assert by_line.folders == [r"hydra.sweep.subdir='it\'s'"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["hydra.sweep.subdir=all"], "subdir=all would hold two jobs, of which .*seed=1"),
+        (["hydra.sweep.subdir=${name}/${seed}"], "subdir=digits-linear-pgd_at/0 is refused"),
+        (["hydra.sweep.subdir=.."], r"subdir=\.\. is refused"),
+        (["hydra.sweep.dir=elsewhere/${seed}"], "dir=elsewhere/1 of one job, .*/0 of the grid"),
+    ],
+)
+def test_folders_that_jobs_would_share_or_that_would_not_be_found_are_refused(
+    tmp_path, monkeypatch, line, told
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=told):
+        swept(tmp_path / "grid", "seed=0,1", *line)
+    assert not list(tmp_path.rglob("multirun.yaml"))
+
+
+def test_a_folder_that_another_job_has_is_refused(tmp_path):
+    swept(tmp_path, "seed=0", "hydra.sweep.subdir=mine")
+    with pytest.raises(ConfigError, match="subdir=mine would hold two jobs"):
+        swept(tmp_path, "seed=1", "hydra.sweep.subdir=mine")
+
+
+def test_a_search_numbers_its_folders():
+    line = ["-m", "hydra/sweeper=basic", "seed=0,1"]
+    validate(parse(line))
+    with pytest.raises(ConfigError, match="subdir=all: the folders of a search are numbers"):
+        validate(parse([*line, "hydra.sweep.subdir=all"]))
 
 
 def test_a_folder_that_a_killed_grid_left_empty_is_used(tmp_path):

@@ -241,6 +241,38 @@ def test_a_grid_is_mirrored_once_in_the_group_of_its_jobs(tmp_path, monkeypatch)
     assert any(key.startswith("plots/") for key in run.logged[-1]) and run.codes == [0]
 
 
+def test_a_grid_that_has_not_changed_is_not_mirrored_again(tmp_path, monkeypatch):
+    logger = {"_target_": "advtrain.tracking.wandb_tracker", "_partial_": True}
+    logger |= {"project": "p", "group": None, "tags": [], "mode": "offline"}
+    started = fake_wandb(monkeypatch, FakeRun())
+
+    def again(accuracy):
+        """Mirror a grid of one job; the identity of the run that is made of it, if one is."""
+        content = results("trades", rows=[row("clean", accuracy)])
+        put(tmp_path / "0", {**content, "config": {"logger": logger}}, {"state": "done"})
+        before = len(started)
+        mirror(tmp_path, report_of([read_run(tmp_path / "0")]))
+        return started[-1]["id"] if len(started) > before else None
+
+    def runs():
+        return sorted(path.name for path in (tmp_path / "wandb").glob("*run-*"))
+
+    real = tracking._begun
+
+    def begun(arguments):
+        (tmp_path / "wandb" / f"offline-run-{arguments['id']}").mkdir()
+        return real(arguments)
+
+    monkeypatch.setattr(tracking, "_begun", begun)
+    first = again(0.9)
+    assert again(0.9) is None and runs() == [f"offline-run-{first}"]
+    second = again(0.8)
+    assert "_r" not in second and runs() == [f"offline-run-{second}"]  # in place of the first
+    (tmp_path / "wandb" / f"offline-run-{second}" / "run-x.wandb.synced").touch()
+    assert again(0.8) is None and again(0.7) == f"{second}_r1"
+    assert runs() == [f"offline-run-{second}", f"offline-run-{second}_r1"]
+
+
 @pytest.mark.parametrize("logger", [None, {"_target_": "os.system"}, {"_target_": "advtrain.x"}])
 def test_a_logger_that_is_none_of_ours_is_left_alone(tmp_path, monkeypatch, logger):
     started = fake_wandb(monkeypatch, FakeRun())

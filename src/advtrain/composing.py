@@ -12,9 +12,16 @@ from functools import lru_cache
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 KEPT = 64  # choices of groups that are remembered
+
+
+def overrides(given: ListConfig) -> list[str]:
+    """Overrides as they were written, with interpolations that are for later."""
+    lines = OmegaConf.to_container(given, resolve=False)
+    assert isinstance(lines, list)
+    return [str(each) for each in lines]
 
 
 class Composer:
@@ -23,15 +30,15 @@ class Composer:
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
         self.parser = OverridesParser.create()
-        given = [str(each) for each in master.hydra.overrides.hydra]
+        given = overrides(master.hydra.overrides.hydra)
         _, self.known = loader._parse_overrides_and_create_caching_repo(
             master.hydra.job.config_name, given
         )
         self._chosen = lru_cache(KEPT)(self._load)
 
-    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+    def __call__(self, line: Sequence[str]) -> DictConfig:
         """The configuration of one job, `hydra` included. Hydra's errors, where it has any."""
-        parsed = self.parser.parse_overrides(list(overrides))
+        parsed = self.parser.parse_overrides(list(line))
         values = [each for each in parsed if self._is_value(each)]
         groups = [str(each.input_line) for each in parsed if not self._is_value(each)]
         config: DictConfig = copy.deepcopy(self._chosen(tuple(groups)))

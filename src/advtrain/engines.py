@@ -2,19 +2,23 @@
 
 import shutil
 import socket
+from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from advtrain.config import ConfigError
+from advtrain.places import SUBDIR, is_numbered
 
 PATIENCE = 3.0  # seconds that a cluster's address may take to answer
 
 
-def require_engines(config: DictConfig) -> None:
+def require_engines(config: DictConfig, line: Sequence[str] = ()) -> None:
     """ConfigError: the launcher or the sweeper of this grid cannot work here.
 
-    `config` holds the node `hydra`.
+    `config` holds the node `hydra`; `line`: the overrides, with those to be searched.
     """
     chosen = config.hydra.runtime.choices
     launcher, sweeper = chosen.get("hydra/launcher"), chosen.get("hydra/sweeper")
@@ -27,8 +31,15 @@ def require_engines(config: DictConfig) -> None:
         )
     if launcher == "ray":
         _require_ray(OmegaConf.select(config, "hydra.launcher.ray.init.address"))
+    if sweeper != "grid" and not is_numbered(config):
+        raise ConfigError(
+            f"{SUBDIR}={config.hydra.sweep.subdir}: the folders of a search are numbers; leave it "
+            "out."
+        )
     if sweeper == "optuna":
         _require_search(config.hydra.sweeper)
+        params = config.hydra.sweeper.get("params") or {}
+        _require_intervals([*(f"{key}={value}" for key, value in params.items()), *line])
 
 
 def _require_pool(pool: DictConfig) -> None:
@@ -62,6 +73,21 @@ def _require_search(search: DictConfig) -> None:
             raise ConfigError(
                 f"hydra.sweeper.{key}={number} is refused; allowed is a whole number from 1."
             )
+
+
+def _require_intervals(line: Sequence[str]) -> None:
+    for override in OverridesParser.create().parse_overrides(list(line)):
+        found, told = override.value(), f"{override.input_line} is refused"
+        if isinstance(found, IntervalSweep):
+            low, high = found.start, found.end
+        elif isinstance(found, RangeSweep):
+            low, high = found.start, found.stop
+        else:
+            continue
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"{told}: it begins at {low:g} and ends below, at {high:g}.")
+        if "log" in found.tags and low is not None and low <= 0:
+            raise ConfigError(f"{told}: a logarithmic scale begins above 0.")
 
 
 def _require_ray(address: Any) -> None:

@@ -1,7 +1,6 @@
 """What belongs to a whole invocation: its line, its grid, the composition of its jobs."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from advtrain.complaints import no_word, no_yaml
 from advtrain.config import ConfigError, conf_dir
 from advtrain.lock import locked
 from advtrain.resolvers import register_resolvers
+from advtrain.telling import tell
 
 SWEEPER = "hydra_plugins.advtrain_sweeper.GridSweeper"
 
@@ -43,7 +43,7 @@ class Locate(Callback):
             try:
                 Locate.hold(Path(config.hydra.sweep.dir))
             except ConfigError as error:  # Hydra makes warnings of what callbacks raise
-                print(f"advtrain: {error}", file=sys.stderr)
+                tell(f"advtrain: {error}")
                 raise SystemExit(2) from error
             Locate.sweep = Path(config.hydra.sweep.dir)
 

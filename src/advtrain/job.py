@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -33,6 +32,7 @@ from advtrain.reporting.reading import read_run
 from advtrain.reporting.report import report_of
 from advtrain.reporting.terminal import print_run, unread_output
 from advtrain.stopping import Stopped, listening
+from advtrain.telling import tell
 from advtrain.training import TrainingFailed, TrainingRefused
 from advtrain.world import leads
 
@@ -180,4 +180,4 @@ def _show(directory: Path) -> None:
 
 def _tell(message: str) -> None:
     if leads():
-        print(f"advtrain: {printable(message)}", file=sys.stderr, flush=True)
+        tell(f"advtrain: {printable(message)}")

@@ -8,17 +8,16 @@ import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import config as configuration
-from advtrain import ledger
+from advtrain import ledger, status
 from advtrain.adopt import recorded
 from advtrain.checking import checked, packages, refuse_unread, require_known_code
 from advtrain.complaints import explain
@@ -29,6 +28,8 @@ from advtrain.files import FULL
 from advtrain.foreign import Refused, printable, require_modest
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.lock import locked
+from advtrain.places import facts
+from advtrain.telling import flush, tell
 from advtrain.together import together
 from advtrain.world import speaks
 
@@ -51,7 +52,8 @@ def main() -> None:
             parsed = parse(sys.argv[1:])
         asked = parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion
         if any(asked):
-            app()
+            with suppress(BrokenPipeError):
+                app()
             code = DONE
         elif "job=plan" in parsed.overrides:
             from advtrain.estimates import estimate
@@ -67,15 +69,14 @@ def main() -> None:
             raise
         message = str(error) if isinstance(error, ConfigError) else _retell(error)
         if speaks():
-            print(f"advtrain: {printable(message)}", file=sys.stderr)
+            tell(f"advtrain: {printable(message)}")
         code = INVALID
     except BrokenPipeError:
-        code = DONE
+        code = FAILED
     except OSError as error:  # of the run directory; those of a job end in its status
-        print(
+        tell(
             f"advtrain: {error.filename or 'the run directory'} cannot be written "
-            f"({error.strerror}); choose another hydra.run.dir= or hydra.sweep.dir=.",
-            file=sys.stderr,
+            f"({error.strerror}); choose another hydra.run.dir= or hydra.sweep.dir=."
         )
         code = FAILED if error.errno in FULL else INVALID
     except KeyboardInterrupt:
@@ -88,6 +89,7 @@ def main() -> None:
                 _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
             except KeyboardInterrupt:
                 code = 130
+        flush()
     sys.exit(code)
 
 
@@ -120,7 +122,7 @@ def validate(parsed: argparse.Namespace) -> None:
     with composed(overrides, parsed.config_dir) as config:
         grid = parsed.multirun or config.hydra.mode == RunMode.MULTIRUN
         if grid:
-            require_engines(config)
+            require_engines(config, parsed.overrides)
             require_known_code(config, packages(config, overrides))
         elif (Path(config.hydra.run.dir) / "multirun.yaml").exists():
             raise ConfigError(
@@ -128,10 +130,12 @@ def validate(parsed: argparse.Namespace) -> None:
                 "a single run."
             )
         if not grid or config.hydra.sweeper.get("_target_") != SWEEPER:
-            _, vain = checked(config, overrides)
+            resolved, vain = checked(config, overrides)
             refuse_unread([] if grid else [vain])
         if not grid and speaks():
             _refuse_occupied(Path(config.hydra.run.dir))
+            mine = ledger.identity(configuration.settled(resolved), choices(config))
+            _refuse_other_job(Path(config.hydra.run.dir), mine)
 
 
 def _refuse_occupied(directory: Path) -> None:
@@ -144,6 +148,15 @@ def _refuse_occupied(directory: Path) -> None:
         raise ConfigError(
             f"hydra.run.dir={directory}: another process is at work there. Choose another."
         ) from error
+
+
+def _refuse_other_job(directory: Path, identity: str) -> None:
+    """ConfigError: another job of a grid lies there, which would take these results for its own."""
+    if status.read(directory).get("identity", identity) != identity:
+        raise ConfigError(
+            f"hydra.run.dir={directory} is the folder of a job of a grid, and this line asks for "
+            "something else than that job. Choose another."
+        )
 
 
 def of_table(arguments: list[str]) -> list[str]:
@@ -171,26 +184,12 @@ def of_checkpoint(overrides: list[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path=str(configuration.conf_dir()), config_name="config")
 def app(config: DictConfig) -> float | None:
     """One job, in the run directory that Hydra has made; what a search is to maximise."""
-    here = HydraConfig.get()
-    task = OmegaConf.to_container(here.overrides.task, resolve=False)
-    overrides = [str(each) for each in task] if isinstance(task, list) else []
-    sources = here.runtime.config_sources
-    chosen = choices(OmegaConf.create({"hydra": here}))
-    facts: dict[str, Any] = {
-        "choices": chosen,
-        "overrides": overrides,
-        "family": None,
-        "config_dir": next((s.path for s in sources if s.provider == "command-line"), None),
-    }
-    if here.mode == RunMode.MULTIRUN:
-        facts["family"] = Path(here.sweep.dir).name
-        with suppress(ConfigError):  # which the job itself will tell
-            resolved = configuration.settled(configuration.plain(config))
-            facts["identity"] = ledger.identity(resolved, chosen)
+    here = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+    known = facts(config, here)
     from advtrain.job import run_job
 
     directory = Path(here.runtime.output_dir)
-    code = run_job(config, directory, facts, packages(config, overrides))
+    code = run_job(config, directory, known, packages(config, known["overrides"]))
     Locate.codes[directory] = code
     return merit(directory) if code == DONE else None
 
@@ -210,9 +209,9 @@ def merit(directory: Path) -> float | None:
 
 
 def _code_of_runs() -> int:
-    if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
-        return FAILED if any(ledger.codes(Locate.sweep)) else DONE
     codes = list(Locate.codes.values())
+    if Locate.sweep is not None:  # whose launcher may have run its jobs in other processes
+        return FAILED if any(codes) or any(ledger.codes(Locate.sweep)) else DONE
     return codes[-1] if codes else DONE
 
 
@@ -232,7 +231,7 @@ def _report_grid(sweep: Path, *, whole: bool) -> None:
 
             mirror(sweep, report)
     except (OSError, ValueError) as error:
-        print(f"advtrain: no table of {sweep}: {error}", file=sys.stderr)
+        tell(f"advtrain: no table of {sweep}: {error}")
 
 
 def _retell(error: Exception) -> str:

@@ -19,11 +19,19 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
 
 from advtrain import status
+from advtrain.composing import Composer
+from advtrain.grid import ours
 from advtrain.messages import Begun, Ended, Grid, Task
+from advtrain.places import facts, place
+from advtrain.telling import tell
 
 LOOK = 0.2  # seconds between looks at clocks, and at processes that may have died
+MERCY = 1.0  # seconds that what a process leaves behind has to end by itself
 DONE, FAILED, INVALID = 0, 1, 2
 
 
@@ -84,6 +92,7 @@ class Slot:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+            _clear(self.process.pid)
         self.process = self.pipe = None
 
     def signal(self, signum: int) -> None:
@@ -91,6 +100,17 @@ class Slot:
         if self.task is not None and self.process is not None:
             early = self.began is None and signum == signal.SIGINT
             self.process.send_signal(signal.SIGTERM if early else signum)
+
+
+def _clear(group: int) -> None:
+    """End what a process has started and left: decoders, or what may hold the GPU of the slot."""
+    until = time.monotonic() + MERCY
+    with suppress(ProcessLookupError):  # none is left
+        os.killpg(group, signal.SIGTERM)
+        while time.monotonic() < until:
+            time.sleep(0.02)
+            os.killpg(group, 0)
+        os.killpg(group, signal.SIGKILL)
 
 
 @dataclass
@@ -136,7 +156,7 @@ class Pool:
         if self.signum is not None:
             name, folder = signal.Signals(self.signum).name, self.grid.config.hydra.sweep.dir
             again = f"the same command with hydra.sweep.dir={folder} goes on"
-            print(f"advtrain: stopped by {name}; {again}.", file=sys.stderr, flush=True)
+            tell(f"advtrain: stopped by {name}; {again}.")
             raise SystemExit(128 + self.signum)
         return self.ended
 
@@ -197,11 +217,24 @@ class Pool:
     def _failed(self, slot: Slot, reason: str) -> Ended:
         """Record what the job itself can no longer say."""
         assert slot.task is not None
-        if slot.folder is None:
-            slot.folder = Path(self.grid.config.hydra.sweep.dir) / str(slot.task.number)
+        unsaid: dict[str, Any] = {}
+        if slot.folder is None or "identity" not in status.read(slot.folder):
+            slot.folder, unsaid = self._named(slot.task)
         with suppress(OSError):
-            status.write(slot.folder, "failed", reason, exit_code=FAILED)
+            status.write(slot.folder, "failed", reason, exit_code=FAILED, **unsaid)
         return Ended(FAILED, error=reason)
+
+    def _named(self, task: Task) -> tuple[Path, dict[str, Any]]:
+        """Folder and facts of a job that could not tell them."""
+        before = HydraConfig.instance().cfg
+        try:
+            config = Composer(self.grid.loader, self.grid.config)(task.overrides)
+            folder = place(config, task.number)
+            return folder, facts(ours(config), config.hydra)
+        except Exception:  # of a search, whose jobs were not composed before, and are numbered
+            return Path(self.grid.config.hydra.sweep.dir) / str(task.number), {}
+        finally:
+            HydraConfig.instance().cfg = before
 
     def _again(self, task: Task, ended: Ended) -> bool:
         if ended.code != FAILED or self.signum is not None:
@@ -213,13 +246,10 @@ class Pool:
         took = "" if slot.began is None else f" after {time.monotonic() - slot.began:.1f} s"
         known = status.read(slot.folder) if slot.folder is not None else {}
         state = str(known.get("state", "failed"))
-        why = f": {known['error']}" if state != "done" and known.get("error") else ""
+        reason = ended.error or known.get("error")
+        why = f": {reason}" if state != "done" and reason else ""
         name = slot.folder.name if slot.folder is not None else str(task.number)
-        print(
-            f"advtrain: {len(self.ended)} of {self.total}: job {name} {state}{took}{why}",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"advtrain: {len(self.ended)} of {self.total}: job {name} {state}{took}{why}")
 
     @contextmanager
     def _forwarding(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from advtrain.telling import tell
 from advtrain.world import leads
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Progress:
         if not leads():
             return
         if self.bars is None:
-            print(text, file=self.stream, flush=True)
+            tell(text, self.stream)
         else:
             self.bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
 

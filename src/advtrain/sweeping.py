@@ -5,16 +5,16 @@ are left out, interrupted ones go on where they are, and a folder is never share
 """
 
 import signal
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
@@ -31,9 +31,8 @@ from advtrain.expansion import expand
 from advtrain.files import remove_leftovers
 from advtrain.grid import Locate, choices
 from advtrain.ledger import Place, await_others, identity, survey
-
-SUBDIR = "hydra.sweep.subdir"
-OURS = "${hydra.job.num}"  # the value of SUBDIR in conf/config.yaml: the grid numbers its folders
+from advtrain.places import SUBDIR, free_name, is_numbered
+from advtrain.telling import tell
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
     rows = sweeper.rows
     rows = OmegaConf.to_container(rows) if OmegaConf.is_config(rows) else rows
     lines = expand(arguments, sweeper.params, rows, loader)
-    composer = Composer(loader, config)
+    composer, top = Composer(loader, config), str(config.hydra.sweep.dir)
     found: dict[str, Job] = {}
     vain: list[set[str]] = []
     before = HydraConfig.instance().cfg
@@ -64,6 +63,11 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
         for line in lines:
             job = _composed(composer, line)
             HydraConfig.instance().set_config(job)
+            if str(job.hydra.sweep.dir) != top:
+                raise ConfigError(
+                    f"hydra.sweep.dir={job.hydra.sweep.dir} of one job, and {top} of the grid: all "
+                    "its jobs lie in one folder. Name what differs in hydra.sweep.subdir."
+                )
             resolved, unread = checked(job, line)
             plain, chosen = settled(resolved), choices(job)
             name = identity(plain, chosen)
@@ -89,18 +93,20 @@ def sweep(
     known = survey(folder)
     remove_leftovers(folder, folder / "plots")
     todo, told = left(wanted, known, retry=config.hydra.sweeper.retry_failed)
+    names = _named(todo, known, config, context)
+    lines = [
+        [*job.overrides, f"{SUBDIR}={QuotedString(name, Quote.single).with_quotes()}"]
+        for job, name in zip(todo, names, strict=True)
+    ]
     Locate.sweep = folder
     if told:
-        _tell(f"{told} in {folder}.")
+        tell(f"advtrain: {told} in {folder}.")
     OmegaConf.save(config, folder / "multirun.yaml")
-    numbered = OmegaConf.to_container(config.hydra.sweep, resolve=False)
-    assert isinstance(numbered, dict)
-    lines = _placed(todo, known, numbered=numbered["subdir"] == OURS)
     if lines:
-        _launch(launcher, lines, folder)
+        _launch(launcher, lines, [folder / name for name in names])
 
 
-def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folder: Path) -> None:
+def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folders: Sequence[Path]) -> None:
     """SystemExit: SIGTERM has come between jobs, or to a launcher that knows no signals."""
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -109,27 +115,18 @@ def _launch(launcher: Launcher, lines: Sequence[Sequence[str]], folder: Path) ->
         raise
     except Exception as error:  # engines that give up at the first job whose process is gone
         what = next(iter(str(error).splitlines()), type(error).__name__)
-        print(
-            f"advtrain: the launcher gave up at a job ({what}); the others go on.",
-            file=sys.stderr,
-            flush=True,
-        )
-        told = [line[-1] for line in lines if line[-1].startswith(SUBDIR)]
-        folders = [folder / each.partition("=")[2].strip("'") for each in told]
+        tell(f"advtrain: the launcher gave up at a job ({what}); the others go on.")
         await_others(folders)
         waiting = [each for each in folders if not status.read(each)]
         if waiting:
-            _tell(f"{len(waiting)} of {len(lines)} jobs have not begun; the same command goes on.")
+            count = f"{len(waiting)} of {len(lines)} jobs"
+            tell(f"advtrain: {count} have not begun; the same command goes on.")
             raise SystemExit(1) from error
     else:
         for each in found:
             _ = each.return_value  # raises what a job could not tell itself: a folder not to write
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _tell(message: str) -> None:
-    print(f"advtrain: {message}", file=sys.stderr, flush=True)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
@@ -165,13 +162,28 @@ def left(
     return [job for job in wanted if job not in left_out], ", ".join(told)
 
 
-def _placed(todo: Iterable[Job], known: Mapping[str, Place], *, numbered: bool) -> list[list[str]]:
-    """The overrides of each job, with its folder: the one that it has, else the next number."""
+def _named(
+    todo: Sequence[Job], known: Mapping[str, Place], config: DictConfig, context: HydraContext
+) -> list[str]:
+    """The folder of each job: the one that it has, else a new one.
+
+    ConfigError: two jobs would share it, or it would not be found again.
+    """
+    loader, before = context.config_loader, HydraConfig.instance().cfg
+    assert isinstance(loader, ConfigLoaderImpl)
+    composer, numbers = Composer(loader, config), count()
     taken = {place.folder.name for place in known.values()}
-    free = (str(number) for number in range(10**9) if str(number) not in taken)
-    lines: list[list[str]] = []
-    for job in todo:
-        place: Any = known.get(job.identity)
-        name = place.folder.name if place else next(free) if numbered else None
-        lines.append([*job.overrides, *([f"{SUBDIR}='{name}'"] if name is not None else [])])
-    return lines
+    names: list[str] = []
+    try:
+        for job in todo:
+            if job.identity in known:
+                name = known[job.identity].folder.name
+            elif is_numbered(config):
+                name = next(str(number) for number in numbers if str(number) not in taken)
+            else:
+                name = free_name(composer(job.overrides), numbers, taken)
+            taken.add(name)
+            names.append(name)
+    finally:
+        HydraConfig.instance().cfg = before
+    return names

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 MODES = ("online", "offline", "disabled")
 Value = TypeVar("Value")
+IDENTITY_FILE = "advtrain-id.txt"
 IDENTITY = re.compile(r"([a-z0-9]{1,32}) ([0-9]{1,6})\s*")
 """Of a run in W&B, and how many segments it has: names of folders are made of it."""
 PATIENCE = 120.0  # seconds that a silent server may hold up a run, at its start and at its end
@@ -273,7 +274,7 @@ def _login_found() -> bool:
 
 def _identity(directory: Path, continues: bool) -> str:
     """The id of this run directory; of its n-th segment where a run cannot be continued."""
-    path = directory / "wandb" / "advtrain-id.txt"
+    path = directory / "wandb" / IDENTITY_FILE
     try:
         found = IDENTITY.fullmatch(content(path, 100).decode("utf-8"))
     except (OSError, ValueError):  # none, or not ours

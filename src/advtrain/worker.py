@@ -16,13 +16,15 @@ from pathlib import Path
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from advtrain.composing import Composer
-from advtrain.messages import Begun, Ended, Grid, Task
+from advtrain.foreign import brief
+from advtrain.messages import Begun, Ended, Grid
+from advtrain.places import place
+from advtrain.telling import flush
 
 OUTPUT = "output.log"
 LOOK = 0.5  # seconds between looks at the pool
@@ -48,8 +50,13 @@ def main(descriptor: int) -> None:
     while True:
         try:
             task = pool.recv()
-            config = composer(task.overrides)
-            folder = _placed(config, task)
+            try:
+                config = composer(task.overrides)
+                folder = place(config, task.number)
+                folder.mkdir(parents=True, exist_ok=True)
+            except Exception as error:
+                pool.send(Ended(1, error=_sentence(error)))
+                continue
             pool.send(Begun(folder))
             with watch:
                 ended = _do(config, folder, context)
@@ -58,14 +65,10 @@ def main(descriptor: int) -> None:
             return  # the pool is gone, or was asked to stop before the job listened
 
 
-def _placed(config: DictConfig, task: Task) -> Path:
-    """Number the job, and make its folder."""
-    with open_dict(config):
-        config.hydra.job.id = config.hydra.job.num = task.number
-    HydraConfig.instance().set_config(config)
-    folder = Path(os.path.abspath(Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _sentence(error: Exception) -> str:
+    from advtrain.mishaps import told
+
+    return told(error) or f"{type(error).__name__}: {brief(error)}"
 
 
 def _do(config: DictConfig, folder: Path, context: HydraContext) -> Ended:
@@ -83,9 +86,11 @@ def _do(config: DictConfig, folder: Path, context: HydraContext) -> Ended:
             )
     except SystemExit as stop:
         return Ended(stop.code if isinstance(stop.code, int) else 1)
+    except Exception as error:  # of Hydra, which could not begin the job
+        return Ended(1, error=_sentence(error))
     value = found._return_value
     if found.status != JobStatus.COMPLETED:
-        return Ended(1, error=str(value))
+        return Ended(1, error=_sentence(value))
     return Ended(Locate.codes.get(folder, 1), value)
 
 
@@ -99,8 +104,7 @@ def _printing(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush()
         for stream, before in kept.items():
             os.dup2(before, stream)
             os.close(before)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -44,6 +45,7 @@ class PoolLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
+        from advtrain.grid import Locate
         from advtrain.messages import Grid, Task
         from advtrain.pool import Pool, Rules, Slot
         from advtrain.slots import environments
@@ -57,6 +59,8 @@ class PoolLauncher(Launcher):
         ]
         slots = [Slot(each) for each in environments(self.slots, len(tasks))]
         ended = Pool(grid, slots, Rules(self.timeout, self.grace, self.retries)).run(tasks)
+        for number, found in ended.items():  # also of jobs whose folder nobody could write
+            Locate.codes[Path(self.config.hydra.sweep.dir, f"job {number}")] = found.code
         return [  # what went wrong stands in the status of the job
             JobReturn(task.overrides, status=JobStatus.COMPLETED, _return_value=found.value)
             for task, found in ((task, ended[task.number]) for task in tasks)

@@ -1,6 +1,6 @@
 """The tables of certificates on a terminal, what attacks inside the radii found, and PREDICT."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from advtrain.reporting import study
@@ -18,14 +18,27 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-def print_claims(tables: Sequence[Claims], console: "Console | None" = None) -> None:
-    """A table per norm, narrowed where the terminal is narrow, and the notes under it."""
+def unsaid(notes: Iterable[str], told: set[str]) -> list[str]:
+    """The sentences that no table before has `told`; they are added to those."""
+    new = [note for note in dict.fromkeys(notes) if note not in told]
+    told.update(new)
+    return new
+
+
+def print_claims(
+    tables: Sequence[Claims], console: "Console | None" = None, told: set[str] | None = None
+) -> None:
+    """A table per norm, narrowed where the terminal is narrow, and the notes under it.
+
+    `told`: doubts under the tables before, which are not said again; these are added.
+    """
+    told = set() if told is None else told
     console = console or screen()
     for claims in tables:
         fit(console, [_wide(claims), _tall(claims)])
         for note in notes(claims):
             say(console, note, "dim")
-        for doubt in doubts(claims):
+        for doubt in unsaid(doubts(claims), told):
             say(console, f"! {doubt}", "yellow")
         say(console, caption(claims).replace("bold the", "marked the"), "dim")
 
@@ -41,8 +54,10 @@ def print_checks(named: Sequence[tuple[str, Run]], console: "Console | None" = N
             say(console, f"{before}{words}")
 
 
-def print_studies(named: study.Named, console: "Console | None" = None) -> None:
-    """The five categories of PREDICT, a line per number of draws."""
+def print_studies(
+    named: study.Named, console: "Console | None" = None, told: set[str] | None = None
+) -> None:
+    """The five categories of PREDICT, a line per number of draws; `told` as above."""
     from rich.text import Text
 
     console = console or screen()
@@ -56,7 +71,7 @@ def print_studies(named: study.Named, console: "Console | None" = None) -> None:
     for cells in body:
         shown.add_row(*[Text(cell) for cell in cells])
     fit(console, [shown])
-    for note in study.notes(named):
+    for note in unsaid(study.notes(named), set() if told is None else told):
         say(console, f"! {note}", "yellow")
     say(console, study.caption(named), "dim")
 

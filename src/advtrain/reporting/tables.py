@@ -32,6 +32,9 @@ ALL = "table"
 """Key of the remarks that are about all rows of a paper's table."""
 
 
+UNJUDGED = "not evaluated"  # the reason of a line without numbers whose training is done
+
+
 @dataclass(frozen=True)
 class Column:
     """`key` names it in table.csv; `detail` says how strong the attack was, where all agree."""
@@ -208,7 +211,7 @@ def _lines(group: Sequence[Run], label: str) -> list[Line]:
     first = group[0]
     reason = "" if first.state == "done" else f"{first.state}: {first.error or 'no reason given'}"
     if first.state == "done" and not first.rows and first.certified is None:
-        reason = "not evaluated"
+        reason = UNJUDGED
     views = tuple(dict.fromkeys(view for run in group for view in run.views))
     common = [shared(run) for run in group]
     lines = []

@@ -4,13 +4,17 @@ An exclamation mark stands at a number with a warning, a star at a configuration
 figure with a remark; both stand under the table.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from advtrain.reporting.claim_terminal import print_checks, print_claims, print_studies
+from advtrain.reporting.claim_terminal import (
+    print_checks,
+    print_claims,
+    print_studies,
+    unsaid,
+)
 from advtrain.reporting.formats import caption, eps_text, paper_text, spread_text, value_text
 from advtrain.reporting.notes import general_notes, row_notes, sentence
 from advtrain.reporting.paired_terminal import print_pairings
@@ -19,8 +23,9 @@ from advtrain.reporting.papers import of_row
 from advtrain.reporting.records import Row, Run
 from advtrain.reporting.report import Report
 from advtrain.reporting.screen import fit, new_table, say, screen
-from advtrain.reporting.tables import Column, Line, Table, title
+from advtrain.reporting.tables import UNJUDGED, Column, Line, Table, title
 from advtrain.reporting.wording import DASH, MINUS, count, described, duration, percent, radii
+from advtrain.telling import release
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,15 +42,16 @@ def print_run(report: Report, console: "Console | None" = None) -> None:
     (run,) = report.runs
     facts = [run.dataset, run.model, run.defense, eps_text(run)]
     facts += [f"seed {run.seed}"] if run.seed is not None else []
+    told: set[str] = set()
     if run.rows:
         fit(console, [_row_table(run, wide=True), _row_table(run, wide=False)])
-    print_claims(report.claims, console)
-    print_studies(report.studies, console)
+    print_claims(report.claims, console, told)
+    print_studies(report.studies, console, told)
     if run.state != "done":
         say(console, f"{run.state}: {run.error}", "red")
     for note in [*general_notes(run), *(n for row in run.rows for n in row_notes(run, row))]:
         say(console, f"! warning: {sentence(note)}", "yellow")
-    _say_of_paper(report.table, console)
+    _say_of_paper(report.table, console, told)
     print_checks(report.named, console)
     say(console, " · ".join([fact for fact in facts if fact]), "dim")
 
@@ -53,37 +59,47 @@ def print_run(report: Report, console: "Console | None" = None) -> None:
 def print_set(report: Report, console: "Console | None" = None) -> None:
     """The table of a set of runs and logs, comparisons, certificates; broken ones at the end."""
     console = console or screen()
+    told: set[str] = set()
     if report.table.lines:
-        print_table(report.accuracies, console)
+        print_table(report.accuracies, console, told)
     print_pairings(report.pairings, console)
-    print_claims(report.claims, console)
-    print_studies(report.studies, console)
+    print_claims(report.claims, console, told)
+    print_studies(report.studies, console, told)
     for words in report.left_out:
         say(console, f"! {words}", "yellow")
     print_checks(report.named, console)
 
 
-def print_table(table: Table, console: "Console | None" = None) -> None:
-    """The table of a set of runs, with intervals where the terminal is wide enough for them."""
+def print_table(
+    table: Table, console: "Console | None" = None, told: set[str] | None = None
+) -> None:
+    """The table of a set of runs, with intervals where the terminal is wide enough for them.
+
+    `told`: what was said already of a paper's figures; what is said here is added.
+    """
     console = console or screen()
     layouts = [_wide(table, spread=True), _wide(table, spread=False)]
     layouts += [_wide(table, spread=False, stacked=True)] if table.has_published else []
     fit(console, [*layouts, _tall(table)])
+    unjudged = [line.label for line in table.lines if line.error == UNJUDGED]
+    if unjudged:
+        which = unjudged[0] if len(unjudged) == 1 else f"{len(unjudged)} configurations"
+        say(console, f"{which}: {UNJUDGED}", "red")
     for line in table.lines:
-        if line.error:
+        if line.error and line.error != UNJUDGED:
             say(console, f"{line.label}: {line.error}", "red")
     for footnote in table.footnotes:
         if not footnote.remark:
             say(console, f"! warning: {footnote.text}", "yellow")
-    _say_of_paper(table, console)
+    _say_of_paper(table, console, set() if told is None else told)
     for note in table.notes:
         say(console, note, "yellow")
     say(console, caption(table).replace("bold the", "marked the"), "dim")
 
 
-def _say_of_paper(table: Table, console: "Console") -> None:
+def _say_of_paper(table: Table, console: "Console", told: set[str]) -> None:
     """Why its figures are not compared, and what is to be said of them."""
-    for words in table.incomparable:
+    for words in unsaid(table.incomparable, told):
         say(console, f"! {words}", "yellow")
     for words in [*table.remarks, *(note.text for note in table.footnotes if note.remark)]:
         say(console, f"{STAR} {words}")
@@ -95,7 +111,7 @@ def unread_output() -> Iterator[None]:
     try:
         yield
     except (BrokenPipeError, SystemExit):  # rich makes the one into the other
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        release(sys.stdout)
 
 
 def _row_table(run: Run, *, wide: bool) -> "RichTable":
