@@ -9,7 +9,7 @@ from advtrain import config as configuring
 from advtrain.config import ConfigError, build, check
 from advtrain.grid import parse
 from advtrain.main import validate
-from advtrain.resolvers import number
+from advtrain.ranges import number
 from advtrain.sweeping import jobs
 
 
