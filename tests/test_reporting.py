@@ -44,6 +44,50 @@ def test_a_repeated_seed_is_no_further_sample(tmp_path):
     assert "the later one counts" in table.notes[0]
 
 
+def of_configuration(directory, seed=0, choices=None, overrides=(), **config):
+    content = results(seed=seed, config={"seed": seed, **config})
+    content["choices"] |= choices or {}
+    return put(directory, content, {"state": "done", "overrides": list(overrides)})
+
+
+def test_seeds_fold_whatever_is_told_beside_their_figures_and_however_numbers_are_spelled(tmp_path):
+    known = {"_target_": "advtrain.data.sets.published", "root": "a"}
+    first = of_configuration(tmp_path / "0", defense={"beta": 6, "eps": "2/5"}, dataset=known)
+    other = of_configuration(
+        *(tmp_path / "1", 1),
+        defense={"beta": 6.0, "eps": 0.4},
+        dataset={**known, "root": "b", "workers": 4, "cache": "c", "device_limit": 5},
+        **{"published": {"clean": 0.5}, "paper": {"source": "s"}, "plan": {}, "packages": ["p"]},
+        overrides=["dataset.workers=4", "dataset.root=b", "published.clean=0.5"],
+    )
+    (line,) = table_of(first, other).lines
+    assert line.seeds == 2 and "=" not in line.label
+    more = of_configuration(tmp_path / "2", 2, defense={"beta": 5, "eps": "2/5"}, dataset=known)
+    assert [each.seeds for each in table_of(first, other, more).lines] == [2, 1]
+
+
+def test_runs_on_the_images_of_two_folders_are_two_rows(tmp_path):
+    target = "advtrain.data.imagefolder.imagefolder"
+    runs = [
+        of_configuration(
+            tmp_path / name,
+            dataset={"_target_": target, "root": f"/{name}"},
+            overrides=[f"dataset.root=/{name}"],
+        )
+        for name in "ab"
+    ]
+    labels = [line.label for line in table_of(*runs).lines]
+    assert labels == ["dataset.root=/a", "dataset.root=/b"]
+
+
+def test_rows_of_a_table_that_train_alike_stay_apart(tmp_path):
+    runs = [
+        of_configuration(tmp_path / row, choices={"row": f"t/{row}"}, defense={"beta": 6})
+        for row in ("one", "two")
+    ]
+    assert [line.label for line in table_of(*runs).lines] == ["one", "two"]
+
+
 def test_labels_name_only_what_differs(tmp_path):
     plain = put(tmp_path / "0", results("trades"))
     other = put(tmp_path / "1", results("mart"))
