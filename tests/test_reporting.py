@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from advtrain.reporting import plots
 from advtrain.reporting.cli import main
 from advtrain.reporting.formats import comma_separated, latex, markdown
 from advtrain.reporting.notes import general_notes, row_notes
+from advtrain.reporting.page import command
 from advtrain.reporting.reading import find_runs, read_metrics, read_run
 from advtrain.reporting.series import read_examples, read_radii
 from advtrain.reporting.tables import accuracy_table
@@ -243,6 +245,27 @@ def test_a_page_needs_no_network_and_holds_what_it_must(tmp_path):
     assert text.index(">pgd_linf<") < place < text.index("worst linf<")
     assert "advtrain defense=pgd_at threat.eps=8/255" in text and "linf 8/255, 20 steps" in text
     assert read_examples(directory).predicted_adversarial == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"overrides": ["a=1"], "config_dir": "/c d"}, "advtrain --config-dir '/c d' a=1"),
+        ({"overrides": ["+a={b:  'x  y'}"]}, """advtrain '+a={b:  '"'"'x  y'"'"'}'"""),
+        ({"overrides": ["a=" + "[1,2]" * 500]}, "advtrain 'a=" + "[1,2]" * 500 + "'"),
+        ({"overrides": ["a=" + "x" * 50_000]}, ""),
+        ({"overrides": ["a=b\u202ec"]}, ""),
+        ({"overrides": [3]}, ""),
+        ({}, ""),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_command_is_told_to_the_letter_or_not_at_all(tmp_path, status, told):
+    directory = put(tmp_path, results(), {"state": "done", **status})
+    assert command(read_run(directory)) == told
+    write_run(directory)
+    page = html.unescape((directory / "report.html").read_text())
+    assert (told in page) if told else "The command is not known" in page
 
 
 def test_writing_twice_gives_the_same_files(tmp_path):
