@@ -268,6 +268,18 @@ def test_the_command_is_told_to_the_letter_or_not_at_all(tmp_path, status, told)
     assert (told in page) if told else "The command is not known" in page
 
 
+def test_headings_are_told_to_who_does_not_see_them(tmp_path):
+    warning = {"check": "a", "row": "pgd_linf", "message": "b"}
+    put(tmp_path / "0", results(warnings=[warning]), {"state": "done"})
+    write_run(tmp_path / "0")
+    write_set([tmp_path], tmp_path)
+    for page in (tmp_path / "0" / "report.html", tmp_path / "report.html"):
+        heads = re.findall("<th([ >].*?)</th>", page.read_text())
+        assert heads and all(head.startswith(' scope="col"') for head in heads)
+        assert all(re.sub("<.*?>", "", head.partition(">")[2]).strip() for head in heads)
+        assert '<span aria-hidden="true">!</span><span class="unseen">with a' in page.read_text()
+
+
 def test_writing_twice_gives_the_same_files(tmp_path):
     directory = put(tmp_path / "0", results())
     (directory / "metrics.jsonl").write_text('{"epoch": 0, "train_loss": 1.0}\n')
