@@ -26,6 +26,8 @@ def refusal(*overrides):
         ("0.3", 0.3),
         (1, 1.0),
         ("1e-3", 0.001),
+        ("1e999999999", float("inf")),  # which a fraction would write out
+        ("9" * 400 + "/7", None),
         ("x", None),
         ("1/0", None),
         (True, None),

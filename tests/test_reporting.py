@@ -82,6 +82,14 @@ def test_runs_on_the_images_of_two_folders_are_two_rows(tmp_path):
     assert labels == ["dataset.root=/a", "dataset.root=/b"]
 
 
+def test_seeds_that_are_judged_on_other_examples_are_no_seeds_of_one_row(tmp_path):
+    runs = []
+    for seed, examples in enumerate("aab"):
+        data = {"name": "digits", "split": "test", "n": 100, "examples": examples}
+        runs.append(put(tmp_path / str(seed), results(seed=seed, dataset=data)))
+    assert [line.seeds for line in table_of(*runs).lines] == [2, 1]
+
+
 def test_rows_of_a_table_that_train_alike_stay_apart(tmp_path):
     runs = [
         of_configuration(tmp_path / row, choices={"row": f"t/{row}"}, defense={"beta": 6})

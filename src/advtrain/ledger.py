@@ -44,7 +44,7 @@ def identity(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> st
         config = {**config, "job": config["plan"]["job"]}
     kept = inert.without(uniform(config))
     if "root" in kept["dataset"]:
-        kept["dataset"]["root"] = str(Path(kept["dataset"]["root"]).expanduser().absolute())
+        kept["dataset"]["root"] = str(Path(str(kept["dataset"]["root"])).expanduser().absolute())
     named = {group: option for group, option in choices.items() if group != "logger"}
     return f"{VERSION}-{fingerprint(kept, named)}"
 

@@ -79,8 +79,9 @@ def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
 def _identity(run: Run) -> tuple[Any, ...]:
     known = _flat(inert.without(run.config)) if run.config else _parts(run)
     known |= {key: run.choices[key] for key in TABLES if key in run.choices}
-    ends = tuple(sorted((k, _meant(v)) for k, v in known.items()))
-    return ends or (run.dataset, run.model, run.defense, run.norm, run.eps, run.checkpoint)
+    ends: tuple[Any, ...] = tuple(sorted((key, _meant(value)) for key, value in known.items()))
+    ends = ends or (run.dataset, run.model, run.defense, run.norm, run.eps, run.checkpoint)
+    return (*ends, run.examples)  # a folder of images may hold others by now
 
 
 def _whole(run: Run) -> str:
