@@ -50,7 +50,7 @@ const order = () => [...document.querySelectorAll("table.sortable tbody td:first
   .map((cell) => cell.textContent.trim().split(" ")[0]).join(" ");
 const seen = [order()];
 for (const name of ["pgd_linf", "pgd_linf", "configuration"]) {
-  head(name).click();
+  head(name).querySelector("button").click();
   seen.push(order());
 }
 document.title = seen.join("; ");
@@ -83,3 +83,22 @@ def test_a_table_sorts_by_the_heading_that_is_clicked(tmp_path):
     told, down, up, names = title(page).split("; ")
     assert sorted(told.split()) == ["a", "b", "c", "d", "failed:"]  # d, and why it failed
     assert (down, up, names) == ("c b a d failed:", "a b c d failed:", "d failed: c b a")
+
+
+LAYOUT = """
+const heads = [...document.querySelectorAll("table.sortable th")];
+const focusable = heads.filter((head) => {
+  const button = head.querySelector("button[type=button]");
+  button?.focus();
+  return button !== null && document.activeElement === button && head.tabIndex === -1;
+});
+document.title = `${focusable.length} of ${heads.length}`;
+"""
+
+
+def test_headings_that_sort_are_buttons(tmp_path):
+    """So that Space and Enter press them, and a screen reader tells that it can be done."""
+    put(tmp_path / "0", results(), {"state": "done"})
+    write_set([tmp_path], tmp_path)
+    page, complaints = opened(tmp_path / "report.html", LAYOUT)
+    assert complaints == [] and title(page) == "4 of 4"

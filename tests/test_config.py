@@ -9,7 +9,7 @@ from advtrain import config as configuring
 from advtrain.config import ConfigError, build, check
 from advtrain.grid import parse
 from advtrain.main import validate
-from advtrain.resolvers import number
+from advtrain.ranges import number
 from advtrain.sweeping import jobs
 
 
@@ -26,6 +26,8 @@ def refusal(*overrides):
         ("0.3", 0.3),
         (1, 1.0),
         ("1e-3", 0.001),
+        ("1e999999999", float("inf")),  # which a fraction would write out
+        ("9" * 400 + "/7", None),
         ("x", None),
         ("1/0", None),
         (True, None),

@@ -3,13 +3,15 @@
 import json
 
 import pytest
+from grids import grid
 from running import DATA, FITTING, TINY, configuration, run
 
-from advtrain import main
+from advtrain import main, status
 from advtrain.config import ConfigError
 from advtrain.estimates import estimate, labels, size
 from advtrain.forecast import Plan, forecast
 from advtrain.grid import parse
+from advtrain.sweeping import jobs
 
 
 def test_a_plan_counts_jobs_and_measures_each_configuration_once(tmp_path, monkeypatch, capsys):
@@ -26,6 +28,18 @@ def test_a_plan_counts_jobs_and_measures_each_configuration_once(tmp_path, monke
     ]
     assert "6 jobs: about" in printed.out and "Not measured: starting processes" in printed.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_that_are_finished_are_not_planned(tmp_path, capsys):
+    line = ["eval=none", "seed=0,1", *FITTING, f"hydra.sweep.dir={tmp_path}"]
+    with grid(*line) as here:
+        name = jobs(here.config, here.context, here.arguments)[0].identity
+    status.write(tmp_path / "0", "done", identity=name, config={"job": "train"})
+    assert estimate(parse(["-m", *line, "job=plan"])) == 0
+    printed = capsys.readouterr()
+    assert "1 of 2 jobs are finished" in printed.err and "1 job: about" in printed.out
+    assert estimate(parse(["-m", *line, "job=plan", "plan.job=train"])) == 0
+    assert "2 jobs: about" in capsys.readouterr().out
 
 
 def test_what_is_measured_is_what_a_run_does(tmp_path):

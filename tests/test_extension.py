@@ -1,5 +1,6 @@
 """A method is one file and one YAML: it can be added from outside, and taken away."""
 
+import html
 import os
 import shutil
 import subprocess
@@ -81,6 +82,8 @@ def test_a_defense_and_an_attack_from_outside_are_a_file_and_a_yaml_each(tmp_pat
     assert found.returncode == 0, found.stderr
     (metrics,) = tmp_path.glob("outputs/*/*/metrics.jsonl")
     assert '"train_pull"' in metrics.read_text()
+    page = html.unescape(metrics.with_name("report.html").read_text())
+    assert f"advtrain --config-dir {tmp_path / 'conf'} " in page
     wrong = advtrain_command(
         tmp_path, *arguments, "packages=[mine]", "defense.weight=-1", path=tmp_path
     )

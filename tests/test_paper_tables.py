@@ -1,6 +1,8 @@
 """The papers' tables as configurations: every row composes, and brings what was printed."""
 
+import re
 from copy import deepcopy
+from math import ceil
 
 import pytest
 import yaml
@@ -265,9 +267,41 @@ def test_the_settings_that_their_authors_published():
     assert gat["attack"]["step_size"] == 0.01 and gat["attack"]["steps"] == 40
     assert gat["eval"]["attacks"]["pgd_500"]["step_size"] == pytest.approx(0.01)
     assert gat["eval"]["attacks"]["gama"]["weight"] == 5
+    for table in ("nuat_cifar10_resnet18", "nuat_cifar10_wrn34"):
+        assert row(table, "fbf")["defense"]["attack"]["clip_start"] is True
+    assert row("nuat_mnist", "fbf")["defense"]["attack"]["clip_start"] is False
+    chosen = row("nuat_imagenet100", "gat")["validate"]["attack"]
+    assert (chosen["steps"], chosen["step_size"]) == (20, pytest.approx(1 / 255))
+    assert chosen["start"]["_target_"] == "advtrain.attacks.starts.uniform"
     lwta = row("lwta", "pretrained")
     assert lwta["threat"]["eps"] == 0.031 and lwta["defense"]["gradients"] == "test"
     assert lwta["checkpoint"].endswith("lwta/ckpt.pt")
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "images", "updates"),
+    [
+        ("nuat_mnist", "pgd_at", 60_000, 100_000),  # Madry et al. 2018
+        ("nuat_cifar10_resnet18", "atf", 50_000, 80_000),  # Shafahi et al. 2019
+    ],
+)
+def test_a_row_has_the_updates_of_its_authors_to_half_an_epoch(table, name, images, updates):
+    found = row(table, name)
+    batches = ceil((images - found["dataset"]["validation"]) / found["batch_size"])
+    epoch = batches * found["dataset"]["replays"]
+    assert abs(found["epochs"] * epoch - updates) <= epoch / 2
+
+
+def test_what_is_said_of_the_certificates_of_cohen_et_al_is_what_their_logs_count():
+    """At alpha 0.001, of 500 images, at 0.25, 0.5 ... up to 1.5; the printed ones are of 0.01."""
+    counts = ((300, 214, 129), (273, 207, 160, 116, 75, 45), (196, 169, 139, 106, 87, 70))
+    words = " ".join(row("smoothing_certified", "sigma_025")["paper"]["remarks"]["table"])
+    told, _, corrected = words.partition("from logs of alpha 0.01; ")
+    pairs = dict(re.findall(r"(0\.\d\d) for (0\.\d\d)", corrected))
+    printed = re.findall(r"0\.\d\d(?!\d)", told)
+    now = [f"{count / 500:.2f}" for sigma in counts for count in sigma]
+    changed = {new: old for new, old in zip(now, printed, strict=True) if new != old}
+    assert changed == pairs
 
 
 def test_smaller_tables_compare_alike():

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from advtrain.reporting import plots
 from advtrain.reporting.cli import main
 from advtrain.reporting.formats import comma_separated, latex, markdown
 from advtrain.reporting.notes import general_notes, row_notes
+from advtrain.reporting.page import command
 from advtrain.reporting.reading import find_runs, read_metrics, read_run
 from advtrain.reporting.series import read_examples, read_radii
 from advtrain.reporting.tables import accuracy_table
@@ -42,6 +44,58 @@ def test_a_repeated_seed_is_no_further_sample(tmp_path):
     table = table_of(first, again)
     assert table.lines[0].cells["clean"].value == 0.9 and table.lines[0].cells["clean"].std is None
     assert "the later one counts" in table.notes[0]
+
+
+def of_configuration(directory, seed=0, choices=None, overrides=(), **config):
+    content = results(seed=seed, config={"seed": seed, **config})
+    content["choices"] |= choices or {}
+    return put(directory, content, {"state": "done", "overrides": list(overrides)})
+
+
+def test_seeds_fold_whatever_is_told_beside_their_figures_and_however_numbers_are_spelled(tmp_path):
+    known = {"_target_": "advtrain.data.sets.published", "root": "a"}
+    first = of_configuration(tmp_path / "0", defense={"beta": 6, "eps": "2/5"}, dataset=known)
+    other = of_configuration(
+        *(tmp_path / "1", 1),
+        defense={"beta": 6.0, "eps": 0.4},
+        dataset={**known, "root": "b", "workers": 4, "cache": "c", "device_limit": 5},
+        **{"published": {"clean": 0.5}, "paper": {"source": "s"}, "plan": {}, "packages": ["p"]},
+        overrides=["dataset.workers=4", "dataset.root=b", "published.clean=0.5"],
+    )
+    (line,) = table_of(first, other).lines
+    assert line.seeds == 2 and "=" not in line.label
+    more = of_configuration(tmp_path / "2", 2, defense={"beta": 5, "eps": "2/5"}, dataset=known)
+    assert [each.seeds for each in table_of(first, other, more).lines] == [2, 1]
+
+
+def test_runs_on_the_images_of_two_folders_are_two_rows(tmp_path):
+    target = "advtrain.data.imagefolder.imagefolder"
+    runs = [
+        of_configuration(
+            tmp_path / name,
+            dataset={"_target_": target, "root": f"/{name}"},
+            overrides=[f"dataset.root=/{name}"],
+        )
+        for name in "ab"
+    ]
+    labels = [line.label for line in table_of(*runs).lines]
+    assert labels == ["dataset.root=/a", "dataset.root=/b"]
+
+
+def test_seeds_that_are_judged_on_other_examples_are_no_seeds_of_one_row(tmp_path):
+    runs = []
+    for seed, examples in enumerate("aab"):
+        data = {"name": "digits", "split": "test", "n": 100, "examples": examples}
+        runs.append(put(tmp_path / str(seed), results(seed=seed, dataset=data)))
+    assert [line.seeds for line in table_of(*runs).lines] == [2, 1]
+
+
+def test_rows_of_a_table_that_train_alike_stay_apart(tmp_path):
+    runs = [
+        of_configuration(tmp_path / row, choices={"row": f"t/{row}"}, defense={"beta": 6})
+        for row in ("one", "two")
+    ]
+    assert [line.label for line in table_of(*runs).lines] == ["one", "two"]
 
 
 def test_labels_name_only_what_differs(tmp_path):
@@ -199,6 +253,39 @@ def test_a_page_needs_no_network_and_holds_what_it_must(tmp_path):
     assert text.index(">pgd_linf<") < place < text.index("worst linf<")
     assert "advtrain defense=pgd_at threat.eps=8/255" in text and "linf 8/255, 20 steps" in text
     assert read_examples(directory).predicted_adversarial == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ({"overrides": ["a=1"], "config_dir": "/c d"}, "advtrain --config-dir '/c d' a=1"),
+        ({"overrides": ["+a={b:  'x  y'}"]}, """advtrain '+a={b:  '"'"'x  y'"'"'}'"""),
+        ({"overrides": ["a=" + "[1,2]" * 500]}, "advtrain 'a=" + "[1,2]" * 500 + "'"),
+        ({"overrides": ["a=" + "x" * 50_000]}, ""),
+        ({"overrides": ["a=b\u202ec"]}, ""),
+        ({"overrides": [3]}, ""),
+        ({}, ""),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_the_command_is_told_to_the_letter_or_not_at_all(tmp_path, status, told):
+    directory = put(tmp_path, results(), {"state": "done", **status})
+    assert command(read_run(directory)) == told
+    write_run(directory)
+    page = html.unescape((directory / "report.html").read_text())
+    assert (told in page) if told else "The command is not known" in page
+
+
+def test_headings_are_told_to_who_does_not_see_them(tmp_path):
+    warning = {"check": "a", "row": "pgd_linf", "message": "b"}
+    put(tmp_path / "0", results(warnings=[warning]), {"state": "done"})
+    write_run(tmp_path / "0")
+    write_set([tmp_path], tmp_path)
+    for page in (tmp_path / "0" / "report.html", tmp_path / "report.html"):
+        heads = re.findall("<th([ >].*?)</th>", page.read_text())
+        assert heads and all(head.startswith(' scope="col"') for head in heads)
+        assert all(re.sub("<.*?>", "", head.partition(">")[2]).strip() for head in heads)
+        assert '<span aria-hidden="true">!</span><span class="unseen">with a' in page.read_text()
 
 
 def test_writing_twice_gives_the_same_files(tmp_path):

@@ -100,8 +100,13 @@ def test_failed_jobs_are_tried_again_or_left(tmp_path, capsys):
     assert swept(tmp_path, "seed=0,1").folders == ["hydra.sweep.subdir='0'"]
 
 
-def test_two_jobs_that_are_the_same_are_one(tmp_path):
+def test_two_jobs_that_are_the_same_are_one_which_is_told(tmp_path, capsys):
     assert swept(tmp_path, "seed=0,0,1").seeds == ["seed=0", "seed=1"]
+    assert "1 of 3 jobs compute what another does (the same line)" in capsys.readouterr().err
+    identities("seed=0,1")
+    assert capsys.readouterr().err == ""
+    assert len(identities("name=a,b,c", "seed=0")) == 1
+    assert "2 of 3 jobs compute what another does (name=b as name=a)" in capsys.readouterr().err
 
 
 def test_a_wrong_job_of_an_experiment_is_found_before_the_first_runs(tmp_path):
@@ -131,7 +136,11 @@ def test_two_grids_never_share_a_folder(tmp_path):
         ({"3/status.json": '{"state": "do'}, r"3/ .*its status\.json cannot be read"),
         ({"3/status.json": '{"state": "done"}'}, r"3/ .* is of no grid, or of an older advtrain"),
         (
-            {"3/status.json": '{"identity": "a"}', "3/results.json": '{"schema": 0}'},
+            {"3/status.json": '{"state": "done", "identity": "0123456789abcdef"}'},
+            r"3/ .* is of no grid, or of an older advtrain",
+        ),
+        (
+            {"3/status.json": '{"identity": "2-a"}', "3/results.json": '{"schema": 0}'},
             r"results\.json has schema 0, this advtrain writes 1",
         ),
         ({"status.json": '{"state": "done"}'}, "is the folder of a single run"),
@@ -217,16 +226,16 @@ def test_a_folder_that_a_killed_grid_left_empty_is_used(tmp_path):
 
 def test_results_that_are_cut_off_or_older_than_their_checkpoint_are_no_results(tmp_path):
     config = {"job": "eval", "eval": {"size": 1}, "checkpoint": str(tmp_path / "net.pt")}
-    status.write(tmp_path / "grid" / "0", "done", identity="a", config=config)
+    status.write(tmp_path / "grid" / "0", "done", identity="2-a", config=config)
     results = tmp_path / "grid" / "0" / "results.json"
     results.write_text('{"schema": 1}')
-    assert survey(tmp_path / "grid")["a"].state == "done"
+    assert survey(tmp_path / "grid")["2-a"].state == "done"
     results.write_text('{"schema": 1')
-    assert survey(tmp_path / "grid")["a"].state == "interrupted"
+    assert survey(tmp_path / "grid")["2-a"].state == "interrupted"
     results.write_text('{"schema": 1}')
     (tmp_path / "net.pt").touch()
     os.utime(tmp_path / "net.pt", (2e9, 2e9))
-    assert survey(tmp_path / "grid")["a"].state == "interrupted"
+    assert survey(tmp_path / "grid")["2-a"].state == "interrupted"
 
 
 def test_a_job_whose_process_is_gone_is_told_as_failed(tmp_path):
@@ -250,3 +259,28 @@ def test_the_name_of_a_job_hangs_on_what_it_computes():
         identity(config, {"defense": "mart"}),
     ]
     assert len({identity(config, names), *others}) == 4
+
+
+def identities(*overrides):
+    with grid(*TRAINING, *overrides) as here:
+        return [job.identity for job in jobs(here.config, here.context, here.arguments)]
+
+
+def test_what_is_told_beside_the_figures_of_a_job_is_not_its_name():
+    plain = identities("defense=trades")
+    assert plain == identities("defense=trades", "+published.clean=0.5", "paper.source=slides")
+    assert plain == identities("defense=trades", "plan.steps=9", "device=cuda")
+
+
+def test_a_number_has_one_name_however_it_is_spelled():
+    plain = identities("defense=trades", "threat.eps=2/5")
+    assert plain == identities("defense=trades", "defense.beta=6", "threat.eps=0.4")
+    assert plain != identities("defense=trades", "defense.beta=6.5", "threat.eps=2/5")
+    assert identities("dataset.eps.linf=1/10") == identities("dataset.eps.linf=0.1")
+
+
+def test_of_folders_of_images_the_place_is_part_of_the_name(tmp_path, capsys):
+    data = ("dataset=imagefolder", "dataset.validation=10")
+    assert len(identities(*data, "dataset.root=/a,/b")) == 2
+    assert identities(*data, f"dataset.root={Path.cwd()}/a") == identities(*data, "dataset.root=a")
+    assert identities("dataset.root=/a") == identities("dataset.root=/b")

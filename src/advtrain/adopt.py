@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from advtrain import status
+from advtrain import inert, status
 from advtrain.config import ConfigError, check, confined, plain
 from advtrain.foreign import Refused
 from advtrain.grid import choices, composed, ours
@@ -24,7 +24,7 @@ from advtrain.grid import choices, composed, ours
 CHOICES = ("dataset", "model", "threat", "defense", "descent", "average", "penalty")
 METHOD = CHOICES[3:]
 PACKAGES = {"dataset": "advtrain.data", "model": "advtrain.models", "threat": "advtrain.threat"}
-HERE = ("root", "download", "cache", "device_limit", "workers", "max_train_size", "max_test_size")
+HERE = (*inert.OF_DATA, "root", "max_train_size", "max_test_size")
 """Keys of a data set that belong to the machine and the scale of this evaluation."""
 OPTION = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*")
 NAME, NOT_NAME = re.compile(r"[A-Za-z0-9_.,=+-]+"), re.compile(r"[^A-Za-z0-9_.,=+-]")

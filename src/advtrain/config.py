@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from advtrain import signatures
-from advtrain.resolvers import number
-from advtrain.signatures import Kind, Signature
+from advtrain.ranges import number
+from advtrain.signatures import ANYTHING, Kind, Signature
 
 PROGRAM = "advtrain.runs.Program"  # the fields of the root
 MARKS = ("_target_", "_partial_")
@@ -216,6 +216,32 @@ def settled(config: Mapping[str, Any]) -> dict[str, Any]:
     """A checked configuration with the values at its root of the types that they stand for."""
     keys = signatures.read(PROGRAM).keys
     return {key: _coerce(keys[key].kind, value) for key, value in config.items()}
+
+
+def uniform(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain configuration with one spelling of each number: 6 for 6.0, and 0.4 for "2/5".
+
+    Of code outside advtrain no signature is read: a fraction stays as it is there.
+    """
+    found: dict[str, Any] = _uniform({"_target_": PROGRAM, **config}, "")
+    return {key: value for key, value in found.items() if key != "_target_"}
+
+
+def _uniform(node: Any, path: str) -> Any:
+    if isinstance(node, list):
+        return [_uniform(value, f"{path}[{i}]") for i, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return int(node) if isinstance(node, float) and node.is_integer() else node
+    kinds = {key: signatures.kind(text) for key, text in FACTS.get(path, {}).items()}
+    if str(node.get("_target_", "")).startswith("advtrain."):
+        known = _signature(node["_target_"], path, ()).keys
+        kinds |= {key: parameter.kind for key, parameter in known.items()}
+    members = {}
+    for key, value in node.items():
+        kind = kinds.get(key, ANYTHING)
+        stands_for = _coerce(kind, value) if _accepts(kind, value) else value
+        members[key] = _uniform(stands_for, _join(path, key))
+    return members
 
 
 def confined(node: Any, package: str, path: str, allowed: Iterable[str] = ()) -> None:

@@ -56,6 +56,13 @@ def single(arguments: Iterable[str]) -> list[str]:
     return [str(each.input_line) for each in parsed if not each.is_sweep_override()]
 
 
+def twin(first: Sequence[str], other: Sequence[str]) -> str:
+    """How the overrides of two jobs differ, in words; empty where they do not."""
+    mine = [each for each in other if each not in first]
+    theirs = [each for each in first if each not in other]
+    return f"{' '.join(mine)} as {' '.join(theirs)}" if mine else ""
+
+
 def _rows(given: Any) -> list[list[str]]:
     if given is None:
         return [[]]

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advtrain import status
-from advtrain.config import ConfigError
+from advtrain import inert, status
+from advtrain.config import ConfigError, uniform
 from advtrain.fingerprints import fingerprint
 from advtrain.foreign import MAX_RESULTS, read_json
 from advtrain.lock import locked
 
-OUTSIDE = {"name", "logger", "resume", "device", "deterministic", "packages", "plan"}
-"""Keys of what a job is called and where it runs, not of what it computes."""
-PLACES = {"root", "download", "cache", "device_limit", "workers"}
-"""The same, of the data set."""
+VERSION = "2"
+"""Of how identities are made: a folder with those of another version is not gone on with."""
 BEGINNING = 60.0  # seconds that a process may take until its job leaves a trace
 TRACES = (status.FILE, "results.json", "metrics.jsonl", "checkpoints")
 SILENT = (
@@ -38,11 +36,17 @@ class Place:
 
 
 def identity(config: Mapping[str, Any], choices: Mapping[str, str | None]) -> str:
-    """The name of a job: equal for equal plain configurations and names of what was chosen."""
-    kept = {key: value for key, value in config.items() if key not in OUTSIDE}
-    data = {key: value for key, value in config["dataset"].items() if key not in PLACES}
+    """The name of a job: equal for plain configurations, and choices, that compute the same.
+
+    A plan has the name of the job that is planned.
+    """
+    if config.get("job") == "plan":
+        config = {**config, "job": config["plan"]["job"]}
+    kept = inert.without(uniform(config))
+    if "root" in kept["dataset"]:
+        kept["dataset"]["root"] = str(Path(str(kept["dataset"]["root"])).expanduser().absolute())
     named = {group: option for group, option in choices.items() if group != "logger"}
-    return fingerprint({**kept, "dataset": data}, named)
+    return f"{VERSION}-{fingerprint(kept, named)}"
 
 
 def survey(sweep: Path) -> dict[str, Place]:
@@ -91,7 +95,7 @@ def _identity(sweep: Path, folder: Path) -> str:
     if not known:
         what = "cannot be read" if (folder / status.FILE).exists() else "is missing"
         why = f"its {status.FILE} {what}"
-    elif not isinstance(known.get("identity"), str):
+    elif not str(known.get("identity")).startswith(f"{VERSION}-"):
         why = f"its {status.FILE} is of no grid, or of an older advtrain"
     elif (schema := _results(folder).get("schema", SCHEMA)) != SCHEMA:
         why = f"its results.json has schema {schema}, this advtrain writes {SCHEMA}"

@@ -5,8 +5,9 @@ is imported; constructors that Python callers use directly call `require` themse
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from math import inf, isfinite
-from typing import Annotated
+from typing import Annotated, Any
 
 
 @dataclass(frozen=True)
@@ -57,3 +58,16 @@ def require(name: str, value: float, allowed: Range) -> None:
     """Raise RangeError, naming the key, the value and what is allowed, if `value` is outside."""
     if value not in allowed:
         raise RangeError(f"{name} is {value}; allowed is {allowed}.")
+
+
+def number(value: Any) -> float | None:
+    """A number from 0.1, "0.1" or "8/255"; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return None

@@ -1,10 +1,11 @@
 """Values that a configuration computes: the resolvers of `${limit:...}` and the like."""
 
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from advtrain.ranges import number
 
 VIEW = "advtrain.models.views.at"
 
@@ -76,18 +77,3 @@ def _at(lam: Any, width: Any) -> tuple[str, dict[str, Any]]:
 
 def _listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, list | ListConfig) else [values]
-
-
-def number(value: Any) -> float | None:
-    """A number from 0.1, "0.1" or "8/255"; None if it is none."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int | float):
-        return float(value)
-    try:
-        return float(Fraction(value)) if isinstance(value, str) else None
-    except (ValueError, ZeroDivisionError):
-        try:
-            return float(value)
-        except ValueError:
-            return None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from advtrain import checkpoints, newest
+from advtrain import checkpoints, inert, newest
 from advtrain.config import ConfigError
 from advtrain.data.loader import Batches
 from advtrain.data.split import Data
@@ -42,24 +42,12 @@ from advtrain.world import here
 
 CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps between looks at the losses, which wait for the device
 FREE_KEYS = {
-    *("job", "name", "eval", "threats", "attack", "logger", "resume", "device", "packages"),
-    *("scale", "compile", "recompute", "deterministic", "published", "paper", "plan"),
+    *inert.KEYS,
+    *("job", "eval", "threats", "attack", "scale", "compile", "recompute"),
 }
 """Keys that may differ between a run and its continuation: they do not decide the weights, or
-stand in other nodes too (attack). Of `dataset`, those of PLACES."""
-PLACES = {
-    *(
-        "root",
-        "download",
-        "cache",
-        "device_limit",
-        "workers",
-        "eps",
-        "epochs",
-        "batch_size",
-        "warmup",
-    )
-}
+stand in other nodes too (attack). Of `dataset`, those of FREE_OF_DATA."""
+FREE_OF_DATA = {*inert.OF_DATA, "root", "eps", "epochs", "batch_size", "warmup"}
 
 
 def train(
@@ -238,7 +226,7 @@ def begun(setting: Setting, steps: int, *, anew: bool) -> tuple[TrainState, Free
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the weights."""
     kept = {key: value for key, value in config.items() if key not in FREE_KEYS}
-    dataset = {key: value for key, value in config["dataset"].items() if key not in PLACES}
+    dataset = {key: value for key, value in config["dataset"].items() if key not in FREE_OF_DATA}
     return {"batch_norm": "sync"} | kept | {"dataset": dataset}  # the key is younger than some runs
 
 

@@ -27,7 +27,7 @@ from advtrain.checking import checked, refuse_unread
 from advtrain.complaints import explain, no_word, no_yaml
 from advtrain.composing import Composer
 from advtrain.config import ConfigError, settled
-from advtrain.expansion import expand
+from advtrain.expansion import expand, twin
 from advtrain.files import remove_leftovers
 from advtrain.grid import Locate, choices
 from advtrain.ledger import Place, await_others, identity, survey
@@ -58,6 +58,7 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
     composer, top = Composer(loader, config), str(config.hydra.sweep.dir)
     found: dict[str, Job] = {}
     vain: list[set[str]] = []
+    alike: list[tuple[Sequence[str], Sequence[str]]] = []
     before = HydraConfig.instance().cfg
     try:
         for line in lines:
@@ -72,11 +73,15 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
             plain, chosen = settled(resolved), choices(job)
             name = identity(plain, chosen)
             seedless = identity({**plain, "seed": 0}, chosen)
-            found.setdefault(name, Job(tuple(line), name, seedless, not plain["resume"]))
+            mine = Job(tuple(line), name, seedless, not plain["resume"])
+            alike.append((found.setdefault(name, mine).overrides, mine.overrides))
             vain.append(unread)
     finally:
         HydraConfig.instance().cfg = before
     refuse_unread(vain)
+    if repeated := len(lines) - len(found):
+        which = next(filter(None, (twin(*pair) for pair in alike)), "the same line")
+        _tell(f"{repeated} of {len(lines)} jobs compute what another does ({which}): left out.")
     return list(found.values())
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from advtrain import inert
+from advtrain.ranges import number
 from advtrain.reporting.records import Run
 from advtrain.reporting.wording import fraction
 
-# What a run is called and where it runs, not what it computes.
-IGNORED = {
-    *("name", "device", "deterministic", "resume", "logger", "hydra", "directory", "output"),
-    "out",
-}
-IGNORED_KEYS = {"dataset.root", "dataset.download"}
+IGNORED = {*inert.KEYS, "hydra", "directory", "output", "out"}
+TABLES = ("experiment", "row")
+"""Choices that a paper's figures belong to: rows of a table stay apart, though they train alike."""
 CHOICES = ("row", "defense", "model", "dataset", "descent", "average", "penalty", "experiment")
 DEFAULTS = {"descent": "plain", "average": "last", "penalty": "none"}
 
@@ -37,14 +36,15 @@ def labels(groups: Sequence[Sequence[Run]]) -> list[str]:
     parts = [_parts(group[0]) for group in groups]
     keys = list(dict.fromkeys(key for part in parts for key in part))
     keys.sort(key=lambda key: CHOICES.index(key) if key in CHOICES else len(CHOICES))
-    flat = [_flat(group[0].config) for group in groups]
+    flat = [_flat(inert.without(group[0].config)) for group in groups]
     values = {
         key: [part.get(key, known.get(key, "")) for part, known in zip(parts, flat, strict=True)]
         for key in keys
     }
-    told = [key for key in keys if len(set(values[key])) > 1]
+    meant = {key: [_meant(value) for value in values[key]] for key in keys}
+    told = [key for key in keys if len(set(meant[key])) > 1]
     if "row" in told:
-        told = [key for key in told if key == "row" or not _follows(values[key], values["row"])]
+        told = [key for key in told if key == "row" or not _follows(meant[key], meant["row"])]
     values["row"] = _of_one_table(values.get("row", []))
     names = []
     for i, group in enumerate(groups):
@@ -60,9 +60,9 @@ def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
     """Add to equal names what tells their configurations apart, or else the run's folder."""
     for name in {name for name in names if names.count(name) > 1}:
         same = [i for i, other in enumerate(names) if other == name]
-        flat = {i: _flat(groups[i][0].config) for i in same}
+        flat = {i: _flat(inert.without(groups[i][0].config)) for i in same}
         keys = dict.fromkeys(key for known in flat.values() for key in known)
-        apart = [key for key in keys if len({flat[i].get(key) for i in same}) > 1]
+        apart = [key for key in keys if len({_meant(flat[i].get(key)) for i in same}) > 1]
         apart = sorted((k for k in apart if "_target_" not in k), key=lambda k: k.count("."))[:3]
         for i in same:
             more = [_told(key, flat[i].get(key, "")) for key in apart]
@@ -77,9 +77,11 @@ def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def _identity(run: Run) -> tuple[Any, ...]:
-    known = _flat(run.config) if run.config else _parts(run)
-    ends = tuple(sorted((k, v) for k, v in known.items() if k.rpartition(".")[2] != "seed"))
-    return ends or (run.dataset, run.model, run.defense, run.norm, run.eps, run.checkpoint)
+    known = _flat(inert.without(run.config)) if run.config else _parts(run)
+    known |= {key: run.choices[key] for key in TABLES if key in run.choices}
+    ends: tuple[Any, ...] = tuple(sorted((key, _meant(value)) for key, value in known.items()))
+    ends = ends or (run.dataset, run.model, run.defense, run.norm, run.eps, run.checkpoint)
+    return (*ends, run.examples)  # a folder of images may hold others by now
 
 
 def _whole(run: Run) -> str:
@@ -89,13 +91,14 @@ def _whole(run: Run) -> str:
 
 def _parts(run: Run) -> dict[str, str]:
     """What was chosen: groups by name, then single keys of the command line."""
+    places = {f"dataset.{key}" for key in inert.places(run.config.get("dataset"))}
     parts = {"defense": run.defense, "model": run.model, "dataset": run.dataset}
     parts |= {k: v for k, v in run.choices.items() if not k.startswith("hydra")}
     if run.eps is not None and not run.config:
         parts["threat.eps"] = fraction(run.eps)
     for word in run.overrides:
         key, equals, value = word.lstrip("+~").partition("=")
-        if equals and key not in parts:
+        if equals and key not in parts and key not in places:
             parts[key] = value
     if isinstance(run.config.get("row"), str):
         parts["row"] = run.config["row"]
@@ -112,10 +115,16 @@ def _told(key: str, value: str) -> str:
     return value if key in CHOICES else f"{key}={value}"
 
 
-def _follows(values: Iterable[str], leader: Iterable[str]) -> bool:
+def _follows(values: Iterable[Any], leader: Iterable[Any]) -> bool:
     """Whether `leader` decides `values`."""
-    seen: dict[str, str] = {}
+    seen: dict[Any, Any] = {}
     return all(seen.setdefault(a, b) == b for a, b in zip(leader, values, strict=True))
+
+
+def _meant(value: str | None) -> Any:
+    """What a value stands for: equal for 6 and 6.0, and for 2/5 and 0.4."""
+    stands_for = number(value)
+    return value if stands_for is None or stands_for != stands_for else stands_for
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -131,4 +140,4 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _counts(key: str) -> bool:
     top, last = key.partition(".")[0], key.rpartition(".")[2]
-    return top not in IGNORED and key not in IGNORED_KEYS and last != "seed"
+    return top not in IGNORED and last != "seed"

@@ -120,8 +120,8 @@ def set_page(heading: str, report: Report, plots: Iterable[Path], out: Path) -> 
 
 
 def command(run: Run) -> str:
-    """The command line that makes this run again: what was said beside the defaults."""
-    return shlex.join(["advtrain", *run.overrides])
+    """The command line that makes this run again, to the letter; empty where it is not known."""
+    return "" if run.arguments is None else shlex.join(["advtrain", *run.arguments])
 
 
 def _entry(run: Run, label: str, out: Path) -> Entry:

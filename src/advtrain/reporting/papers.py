@@ -12,22 +12,20 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from advtrain import inert
 from advtrain.records import interval
 from advtrain.reporting.records import Row, Run
 
 Reach = tuple[float, float]
 
 FREE = (
-    *("experiment", "row", "name", "seed", "device", "resume", "job"),
-    *("compile", "recompute", "deterministic"),
-    "packages",
+    *inert.KEYS,
+    *("experiment", "row", "seed", "job", "compile", "recompute"),
+    *(f"dataset.{key}" for key in (*inert.OF_DATA, "root")),
+    *("eval.size", "eval.batch_size"),
 )
 """Keys of the command line that leave a setting what it is; so do those of FREE_GROUPS."""
-FREE_GROUPS = ("logger", "hydra")
-FREE_BELOW = (
-    *("dataset.root", "dataset.download", "dataset.cache", "dataset.workers"),
-    *("dataset.device_limit", "eval.size", "eval.batch_size"),
-)
+FREE_GROUPS = ("logger", "hydra", "plan")
 
 FIRST = ("scale", "dataset", "model")
 
@@ -102,7 +100,7 @@ def departures(run: Run) -> list[str]:
     said = [word.lstrip("+~").partition("=") for word in run.overrides]
     if ("job", "=", "eval") in said:
         return [*found, "job=eval judges a checkpoint whose training is not known here"]
-    free = (*FREE, *FREE_BELOW, *setting, *run.paper.given)
+    free = (*FREE, *setting, *run.paper.given)
     for key, equals, value in said:
         if key not in free and key.partition(".")[0] not in FREE_GROUPS:
             found.append(f"{key}{equals}{value}")

@@ -26,6 +26,7 @@ MAX_EPOCHS = 20_000
 MAX_RUNS = 5_000
 MAX_STAGES = 100
 MAX_CLASSES = 100
+MAX_COMMAND = 20_000  # characters
 UNFINISHED = ("running", "failed", "interrupted", "invalid", "unreadable")
 
 
@@ -113,10 +114,20 @@ def read_run(directory: Path) -> Run:
         paper=_paper(values.mapping(config.get("paper"))),
         choices=choices,
         overrides=tuple(values.text(word) for word in values.items(status.get("overrides"))),
+        arguments=_arguments(status),
         config=config,
         environment=values.texts(results.get("environment")),
         seconds=values.number(results.get("seconds")),
     )
+
+
+def _arguments(status: Mapping[str, Any]) -> tuple[str, ...] | None:
+    given, folder = status.get("overrides"), status.get("config_dir")
+    if not isinstance(given, list):
+        return None
+    words = [*(["--config-dir", folder] if folder is not None else []), *given]
+    plain = all(isinstance(word, str) and word.isprintable() for word in words)
+    return tuple(words) if plain and sum(map(len, words)) <= MAX_COMMAND else None
 
 
 def read_metrics(directory: Path) -> list[dict[str, float]]:

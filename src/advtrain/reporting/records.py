@@ -183,7 +183,9 @@ class Paper:
 class Run:
     """One run directory. `state` is done, running, failed, interrupted, invalid or unreadable.
 
-    `examples` names the examples of the evaluation: equal names, equal examples.
+    `examples` names the examples of the evaluation: equal names, equal examples. `overrides` are
+    bounded lines, `arguments` those of the command to the letter; None: not known, or not to be
+    shown whole.
     """
 
     directory: Path
@@ -214,6 +216,7 @@ class Run:
     paper: Paper = Paper()
     choices: dict[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = ()
+    arguments: tuple[str, ...] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     seconds: float | None = None

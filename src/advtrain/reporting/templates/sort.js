@@ -1,5 +1,5 @@
 "use strict";
-// A click, or Enter, on a heading of table.sortable sorts by that column; again, the other way
+// The headings of table.sortable become buttons that sort by their column; again, the other way
 // round. A row that explains the one above (tr.reason) stays below it.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -25,9 +25,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     groups.sort(compare).flat().forEach((row) => body.append(row));
   };
   heads.forEach((head, column) => {
-    head.tabIndex = 0;
-    head.title = "sort by this column";
-    head.addEventListener("click", () => sort(column));
-    head.addEventListener("keydown", (event) => event.key === "Enter" && sort(column));
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = "sort by this column";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sort(column));
+    head.append(button);
   });
 }
