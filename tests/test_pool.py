@@ -73,13 +73,13 @@ def test_a_job_whose_process_dies_before_it_begins_is_told_in_its_own_folder(tmp
     line = (*TRAINING, "seed=7", "hydra.mode=MULTIRUN", f"hydra.sweep.dir={tmp_path}")
     with grid(*line) as here:
         (job,) = jobs(here.config, here.context, here.arguments)
-        status.write(tmp_path / "0", "done", identity="another")
+        status.write(tmp_path / "0", "done", identity="2-another")
         jobs_of_five = pool(tmp_path, 1)
         jobs_of_five.grid = Grid(here.loader, here.config)
         jobs_of_five.slots[0].environment |= {"DIES_EARLY": "1"}
         found = jobs_of_five.run([Task(0, (*job.overrides, "hydra.sweep.subdir='5'"))])
     assert found[0].code == 1
-    assert status.read(tmp_path / "0") == {"identity": "another", "state": "done", "error": None}
+    assert status.read(tmp_path / "0") == {"identity": "2-another", "state": "done", "error": None}
     known = status.read(tmp_path / "5")
     assert known["state"] == "failed" and "exit code 7" in known["error"]
     assert "seed=7" in known["overrides"] and known["choices"]["defense"] == "pgd_at"

@@ -81,7 +81,9 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
     refuse_unread(vain)
     if repeated := len(lines) - len(found):
         which = next(filter(None, (twin(*pair) for pair in alike)), "the same line")
-        _tell(f"{repeated} of {len(lines)} jobs compute what another does ({which}): left out.")
+        tell(
+            f"advtrain: {repeated} of {len(lines)} jobs compute what another does ({which}): left out."
+        )
     return list(found.values())
 
 
