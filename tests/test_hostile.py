@@ -49,13 +49,20 @@ def bounded() -> Iterator[None]:
     """Inside, no more than ROOM can be allocated, and little of it may be filled."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    before = _peak()
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH
+    assert _peak() - before < GROWTH
+
+
+def _peak() -> int:
+    """KiB of memory that this process has filled at most since it was last asked to count anew."""
+    told = Path("/proc/self/status").read_text().split()
+    return int(told[told.index("VmHWM:") + 1])
 
 
 @pytest.fixture
@@ -83,6 +90,12 @@ def folder(tmp_path: Path) -> Path:
 def asked() -> Iterator[tuple[Any, Mapping[str, Any]]]:
     with composed(LINE) as config:
         yield ours(config), {"choices": choices(config), "overrides": list(LINE)}
+
+
+def test_what_is_filled_is_seen_whatever_was_filled_before() -> None:
+    bytearray(2 * GROWTH << 10)
+    with pytest.raises(AssertionError), bounded():
+        bytearray(b"1") * (3 * GROWTH << 9)
 
 
 def test_the_corpus_is_no_smaller_than_it_is_said_to_be() -> None:

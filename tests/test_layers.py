@@ -12,7 +12,7 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " fingerprints world crew exchange sharing foreign dense sizing",
+    " fingerprints world crew exchange sharing foreign archive dense sizing",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -29,7 +29,7 @@ READS = {("reporting", "certification")}  # its log and shares, from files and w
 FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
-    *("slots", "worker", "messages", "estimates", "world", "together", "foreign"),
+    *("slots", "worker", "messages", "estimates", "world", "together", "foreign", "archive"),
 )
 
 

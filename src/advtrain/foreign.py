@@ -13,6 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from advtrain.archive import is_archive
+
 DEPTH = 64  # of containers in containers
 MEMBERS = 1_000_000  # of all containers of a value together
 BRIEF = 100  # letters of the words of others
@@ -103,9 +105,10 @@ def brief(error: Exception) -> str:
 def require_stored(path: Path) -> None:
     """Refused: the archive `path` unpacks to more than its size; torch.save compresses nothing.
 
-    A file that is no archive passes.
+    A file that is no archive passes; what its list of parts says is what torch reads unless it is
+    `astray`.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,12 +1,13 @@
 """Values that a configuration computes: the resolvers of `${limit:...}` and the like."""
 
+import re
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 VIEW = "advtrain.models.views.at"
+FRACTION = re.compile(r"\s*([+-]?\d{1,18})/(\d{1,18})\s*")
 
 
 def register_resolvers() -> None:
@@ -79,15 +80,11 @@ def _listed(values: Any) -> list[Any]:
 
 
 def number(value: Any) -> float | None:
-    """A number from 0.1, "0.1" or "8/255"; None if it is none."""
-    if isinstance(value, bool):
+    """A number from 0.1, "0.1" or "8/255"; None if it is none, or none that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, int | float):
-        return float(value)
+    fraction = FRACTION.fullmatch(value) if isinstance(value, str) else None
     try:
-        return float(Fraction(value)) if isinstance(value, str) else None
-    except (ValueError, ZeroDivisionError):
-        try:
-            return float(value)
-        except ValueError:
-            return None
+        return int(fraction[1]) / int(fraction[2]) if fraction else float(value)
+    except (ValueError, ArithmeticError):
+        return None
