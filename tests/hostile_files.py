@@ -377,12 +377,26 @@ def _array(header: dict[str, Any], data: bytes = b"") -> bytes:
     return out.getvalue() + data
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
+def _archive(members: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", kind) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return out.getvalue()
+
+
+def _pictures(kind: int = zipfile.ZIP_STORED, **arrays: Any) -> bytes:
+    """Two pairs of images, with other `arrays` in place."""
+    images = np.full((2, 1, 4, 4), 0.5, np.float32)
+    index = np.zeros(2, np.int64)
+    told = {"labels": index, "predicted_clean": index, "predicted_adversarial": index}
+    whole = {"clean": images, "adversarial": images, **told, "row": np.array("pgd"), **arrays}
+    members = {}
+    for name, array in whole.items():
+        out = io.BytesIO()
+        np.lib.format.write_array(out, array) if isinstance(array, np.ndarray) else out.write(array)
+        members[f"{name}.npy"] = out.getvalue()
+    return _archive(members, kind)
 
 
 def _pickled(canary: Path) -> bytes:
@@ -403,13 +417,29 @@ REPORTS: dict[str, Maker] = {
     "results of gigabytes": _reported(
         lambda canary: '{"rows": [], "a": "' + "x" * (33 << 20) + '"}'
     ),
+    "results of a million lists": _reported(
+        lambda canary: '{"rows": [], "a": [' + "[]," * 8_000_000 + "[]]}"
+    ),
     "results of another kind": _reported(lambda canary: "[1, 2]"),
     "results cut in the middle": _reported(lambda canary: _result()[:200]),
     "results twice": _reported(lambda canary: _result() + _result()),
     "pictures that execute": _arrays(_pickled),
     "pictures that are promised": _arrays(lambda canary: _archive({"clean.npy": _array(PROMISE)})),
     "pictures that unpack": _arrays(
-        lambda canary: _archive({"clean.npy": _array(LARGE, bytes(289_000_000))})
+        lambda canary: _archive(
+            {"clean.npy": _array(LARGE, bytes(289_000_000))}, zipfile.ZIP_DEFLATED
+        )
+    ),
+    "pictures that are compressed": _arrays(lambda canary: _pictures(zipfile.ZIP_DEFLATED)),
+    "pictures of many": _arrays(
+        lambda canary: _pictures(
+            clean=np.zeros((5_000_000, 1, 1, 1), np.uint8),
+            adversarial=np.zeros((5_000_000, 1, 1, 1), np.uint8),
+            labels=np.zeros(5_000_000, np.uint8),
+        )
+    ),
+    "classes without a letter": _arrays(
+        lambda canary: _pictures(classes=_array({**PROMISE, "descr": "|V0", "shape": (10**12,)}))
     ),
     "pictures that are none": _arrays(lambda canary: TAG.encode()),
 }

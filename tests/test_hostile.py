@@ -1,5 +1,6 @@
 """Files that mean harm are refused with a sentence; nothing in them runs, nothing large is made."""
 
+import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,8 +34,10 @@ from advtrain.data import readers
 from advtrain.data.decode import Broken, Recipe, decode, size_of
 from advtrain.data.errors import DataError
 from advtrain.grid import choices, composed, ours
+from advtrain.newest import lost_at_once
+from advtrain.records import VerdictLog
 from advtrain.reporting import cli
-from advtrain.reporting.reading import read_run
+from advtrain.reporting.reading import read_metrics, read_run
 from advtrain.reporting.series import read_examples
 from advtrain.reporting.writing import write_run
 from advtrain.runs import load_run
@@ -183,6 +186,45 @@ def test_a_run_that_is_reported_is_data(make: Maker, folder: Path, canary: Path)
         else:
             assert found.state == "unreadable"
             sentence(found.error, "results.json")
+
+
+LISTS = b'{"epoch": 1, "a": [' + b"[]," * 8_000_000 + b"[]]}\n"
+
+
+def test_epochs_are_read_within_bounds(folder: Path) -> None:
+    path = put(folder, results()) / "metrics.jsonl"
+    sound = b'{"epoch": 0, "val_acc": 0.5}\n'
+    path.write_bytes(LISTS + sound)
+    with bounded():
+        assert read_metrics(folder) == [{"epoch": 0, "val_acc": 0.5}]
+    path.write_bytes(sound + b"\n" * (60 << 20))
+    with bounded():
+        assert read_metrics(folder) == [{"epoch": 0, "val_acc": 0.5}]
+
+
+def test_verdicts_are_read_within_bounds(folder: Path, caplog: Any) -> None:
+    path = folder / "verdicts.jsonl"
+    path.write_bytes(LISTS)
+    with bounded():
+        assert VerdictLog(path).lines == {}
+    assert "line 1, is no verdict" in caplog.text
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with bounded(), pytest.raises(OSError, match=r"verdicts\.jsonl"):
+        VerdictLog(path)
+    path.unlink()
+    os.mkfifo(path)
+    with bounded(), pytest.raises(OSError, match=r"verdicts\.jsonl"):
+        VerdictLog(path)
+
+
+def test_the_first_epochs_of_a_run_are_counted_within_bounds(folder: Path) -> None:
+    last = folder / "checkpoints" / "last.pt"
+    last.parent.mkdir()
+    last.write_bytes(b"")
+    (folder / "metrics.jsonl").symlink_to("/dev/zero")
+    with bounded():
+        assert lost_at_once(last)
 
 
 @pytest.mark.parametrize("make", LOGS.values(), ids=LOGS)
