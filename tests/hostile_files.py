@@ -547,6 +547,21 @@ LOL = "\n".join(
     ["a0: &a0 [lol, lol]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
 )
 
+
+def _linked(folder: Path, canary: Path) -> None:
+    """The group is a link to a folder that lies elsewhere."""
+    (folder.parent / "assets").mkdir()
+    (folder.parent / "assets" / "evil.yaml").write_text(LOL)
+    (folder / "attack").symlink_to("../assets")
+
+
+def _elsewhere(folder: Path, canary: Path) -> None:
+    """A harmless option takes a file outside of the folder among its defaults."""
+    (folder.parent / "assets").mkdir()
+    (folder.parent / "assets" / "evil.yaml").write_text(LOL)
+    _setting("attack", "defaults:\n  - ../../assets/evil@_here_\n")(folder, canary)
+
+
 SETTINGS: dict[str, tuple[str, Maker]] = {
     "callback of others": (
         "experiment",
@@ -581,6 +596,8 @@ SETTINGS: dict[str, tuple[str, Maker]] = {
         _setting("attack", '!!python/object/apply:os.system ["touch CANARY"]\n'),
     ),
     "aliases that double": ("attack", _setting("attack", LOL)),
+    "aliases behind a link to a folder": ("attack", _linked),
+    "aliases in a file elsewhere": ("attack", _elsewhere),
     "key twice": ("attack", _setting("attack", "_target_: a.b\n_target_: os.system\n")),
     "environment into a target": (
         "attack",

@@ -30,6 +30,7 @@ from running import run
 
 from advtrain import main
 from advtrain.adopt import adopt, recorded
+from advtrain.certification.log import HEADER, PREDICT_HEADER
 from advtrain.data import readers
 from advtrain.data.decode import Broken, Recipe, decode, size_of
 from advtrain.data.errors import DataError
@@ -316,6 +317,21 @@ def test_a_page_shows_what_it_was_told_as_text(folder: Path) -> None:
         text = (directory / name).read_text(encoding="utf-8")
         assert "\x1b" not in text and "\u202e" not in text
         assert name != "report.html" or TAG not in text
+
+
+def test_names_of_folders_and_files_are_shown_as_text(folder: Path, capsys: Any) -> None:
+    evil = os.fsdecode(f"{BELL}\u202e".encode() + b"\xff")
+    for place in (folder / evil / "0", folder / evil / evil):  # one in a folder, one in itself
+        put(place, results(name="", seed=None))
+    (folder / evil / f"{evil}.tsv").write_text(f"{PREDICT_HEADER}\n")
+    (folder / evil / f"{evil}.log").write_text(f"{HEADER}\n0\t1\t1\t0.5\t1\t1\nx\n")
+    (folder / evil / f"{evil}.txt").write_text(f"{HEADER}\nx\n")
+    assert cli.main([str(folder / evil)]) == 0
+    told = capsys.readouterr()
+    pages = [(folder / evil / name).read_text() for name in ("report.html", "table.csv")]
+    for text in (told.out, told.err, *pages, (folder / evil / "certified.csv").read_text()):
+        assert "\x1b" not in text and "\u202e" not in text
+    assert "%1B%5D0%3Bowned" in pages[0] and "%FF" in pages[0]  # links lead where they did
 
 
 def test_an_identity_of_others_in_the_folder_of_wandb_is_not_taken(folder: Path) -> None:

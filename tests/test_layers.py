@@ -22,14 +22,24 @@ ROWS = (
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
     " sweeping slots pool worker messages forecast estimates mirror together"
-    " fitting",
+    " fitting config_source",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch
 FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
-    *("slots", "worker", "messages", "estimates", "world", "together", "foreign", "archive"),
+    *(
+        "slots",
+        "worker",
+        "messages",
+        "estimates",
+        "world",
+        "together",
+        "foreign",
+        "archive",
+        "config_source",
+    ),
 )
 
 

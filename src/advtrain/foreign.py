@@ -155,32 +155,29 @@ def require_whole(path: Path, most: int) -> None:
         raise Refused(f"{path.name} is damaged: {brief(error)}") from error
 
 
-def require_modest(folder: Path) -> None:
-    """Refused: a YAML file in `folder` that stands for more than it says.
+def require_modest(path: Path) -> None:
+    """Refused: the YAML file at `path` stands for more than it says.
 
     That is an alias to a container of aliases and so on, which a reader would write out in full, or
-    containers nested more than DEPTH deep.
+    containers nested more than DEPTH deep. Of what is no YAML its reader tells.
     """
     import yaml  # type: ignore[import-untyped]
 
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            root = yaml.compose(content(path, MAX_STATUS), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError):
-            continue  # Hydra says so of those that it reads
-        except (OSError, ValueError) as error:
-            raise Refused(f"{path} is refused: {error}.") from error
-        waiting, members = [(root, 0)] if root is not None else [], 0
-        while waiting:
-            node, depth = waiting.pop()
-            below = node.value if isinstance(node.value, list) else []
-            below = [
-                part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])
-            ]
-            members += len(below)
-            if depth > DEPTH or members > MEMBERS // 10:
-                raise Refused(
-                    f"{path} is refused: its containers are nested more than {DEPTH} deep, or hold "
-                    f"over {MEMBERS // 10:,} values, aliases written out."
-                )
-            waiting += [(part, depth + 1) for part in below]
+    try:
+        root = yaml.compose(content(path, MAX_STATUS), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is refused: {error}.") from error
+    waiting, members = [(root, 0)] if root is not None else [], 0
+    while waiting:
+        node, depth = waiting.pop()
+        below = node.value if isinstance(node.value, list) else []
+        below = [part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])]
+        members += len(below)
+        if depth > DEPTH or members > MEMBERS // 10:
+            raise Refused(
+                f"{path} is refused: its containers are nested more than {DEPTH} deep, or hold "
+                f"over {MEMBERS // 10:,} values, aliases written out."
+            )
+        waiting += [(part, depth + 1) for part in below]

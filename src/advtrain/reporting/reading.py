@@ -80,7 +80,7 @@ def read_run(directory: Path) -> Run:
     config = values.clean(results.get("config")) or values.clean(status.get("config"))
     return Run(
         directory=directory,
-        name=values.text(results.get("name")) or directory.name,
+        name=values.text(results.get("name")) or values.text(directory.name),
         state=_state(status, results, trouble),
         error=values.text(status.get("error")) or trouble,
         seed=values.integer(results.get("seed", config.get("seed"))),
