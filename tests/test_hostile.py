@@ -80,7 +80,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user has it; the command itself sets this variable for Hydra."""
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is gone after the test
 
 
 @pytest.fixture
