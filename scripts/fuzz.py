@@ -31,6 +31,10 @@ LONGEST = 120  # seconds that one input may take
 AUTOATTACK = 500  # calls of other attacks to one of AutoAttack, which costs as many
 
 
+class Late(BaseException):
+    """An input takes too long. It is no Exception, which readers take for damage."""
+
+
 def main() -> int:
     asked = _arguments()
     torch.set_num_threads(1)
@@ -79,6 +83,10 @@ def _hold(
         signal.alarm(LONGEST)
         try:
             seen[answer(drawn)] += 1
+        except Late as late:
+            seen["late"] += 1
+            late.add_note(f"on {drawn!r:.500}")
+            raise
         except Exception:
             seen["broken"] += 1
             raise
@@ -90,7 +98,7 @@ def _hold(
         each()
     except BaseExceptionGroup as errors:
         whole = _tell(name, list(errors.exceptions))
-    except Exception as error:
+    except (Exception, Late) as error:
         whole = _tell(name, [error])
     told = ", ".join(f"{number} {word}" for word, number in seen.most_common())
     print(f"{name}: {told}, in {time.perf_counter() - began:.0f} s", flush=True)
@@ -106,7 +114,7 @@ def _tell(name: str, errors: list[BaseException]) -> bool:
 
 
 def _late(signum: int, frame: FrameType | None) -> None:
-    raise TimeoutError(f"no answer within {LONGEST} s")
+    raise Late(f"no answer within {LONGEST} s")
 
 
 def _arguments() -> argparse.Namespace:

@@ -9,11 +9,13 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,48 @@ def _rewritten(change: Callable[[str, bytes], bytes], *, times: int = 1, deflate
 
 
 def _zeros(name: str, content: bytes) -> bytes:
-    return bytes(100 << 20) if name.endswith("/data/0") else content
+    return bytes(400 << 20) if name.endswith("/data/0") else content
+
+
+@cache
+def _bomb() -> bytes:
+    """A compressed checkpoint that unpacks to a thousand times its size."""
+    return _rewritten(_zeros, deflate=True)
+
+
+def _two_lists() -> bytes:
+    """The bomb, and between its list of parts and its end another list, of parts without a byte.
+
+    It says where the first is, from the beginning; the second is where an end has its list.
+    """
+    whole = _bomb()
+    end = len(whole) - 22
+    size, place = struct.unpack("<2L", whole[end + 12 : end + 20])
+    other, at = bytearray(whole[place : place + size]), 0
+    while (at := other.find(b"PK\1\2", at)) >= 0:
+        other[at + 16 : at + 28] = bytes(12)  # checksum and sizes
+        at += 28
+    return whole[:end] + bytes(other) + whole[end:]
+
+
+def _unfilled(canary: Path) -> bytes:
+    """In the old format: a weight in a storage of 480 MB, of which the file brings nothing."""
+    out = io.BytesIO()
+    torch.save(sound(), out, _use_new_zipfile_serialization=False)
+    parts, stream = [], io.BytesIO(out.getvalue())
+    for _ in range(4):
+        began = stream.tell()
+        list(pickletools.genops(stream))
+        parts.append(out.getvalue()[began : stream.tell()])
+    parts[3] = parts[3].replace(b"M\x80\x02", b"J" + struct.pack("<i", 120_000_000), 1)
+    return b"".join(parts) + pickle.dumps([], 2)
+
+
+def _shared(content: dict[str, Any], canary: Path) -> None:
+    """4,000 names for one storage of a megabyte, and a network of 10**9 numbers."""
+    one = torch.zeros(250_000)
+    content["model"] = {f"w{i}": one for i in range(4_000)}
+    content["config"]["model"] = {**WIDE, "width": 70}
 
 
 def _longer(name: str, content: bytes) -> bytes:
@@ -111,6 +154,12 @@ def _longer(name: str, content: bytes) -> bytes:
     return (
         content.replace(b"K\nK@\x86", b"J\xff\xff\xff\x7fK@\x86") if "data.pkl" in name else content
     )
+
+
+def _more(name: str, content: bytes) -> bytes:
+    """The storage of 640 numbers claims a hundred million."""
+    claim = b"J" + struct.pack("<i", 100_000_000)
+    return content.replace(b"M\x80\x02", claim, 1) if "data.pkl" in name else content
 
 
 def _doubled(content: dict[str, Any], canary: Path) -> None:
@@ -157,6 +206,10 @@ def _named(name: str) -> Callable[[dict[str, Any], Path], None]:
     return change
 
 
+WIDE = {
+    **{"_target_": "advtrain.models.wide_resnet.wide_resnet", "depth": 16, "dropout": 0.0},
+    **{"width": 10**7, "initialisation": "torch", "mean": None, "std": None},
+}
 CUSTOM = {
     "_target_": "advtrain.models.custom.custom",
     "factory": "os.system",
@@ -183,7 +236,11 @@ CHECKPOINTS: dict[str, Maker] = {
         )
     ),
     "whole module": _saved(lambda content, canary: torch.nn.Linear(2, 2)),
-    "compressed bomb": _bytes(lambda canary: _rewritten(_zeros, deflate=True)),
+    "compressed bomb": _bytes(lambda canary: _bomb()),
+    "compressed bomb with a torn end": _bytes(lambda canary: _bomb() + b"PK\5\6"),
+    "compressed bomb with another list": _bytes(lambda canary: _two_lists()),
+    "storage that the file does not fill": _bytes(_unfilled),
+    "storage beyond its part": _bytes(lambda canary: _rewritten(_more, deflate=False)),
     "members twice": _bytes(
         lambda canary: _rewritten(lambda name, content: content, times=2, deflate=False)
     ),
@@ -226,13 +283,11 @@ CHECKPOINTS: dict[str, Maker] = {
     "resolver of ours": _node(
         "threat", {"_target_": "advtrain.threat.Linf", "eps": "${times:1,0.1}"}
     ),
-    "network without end": _node(
-        "model",
-        {
-            **{"_target_": "advtrain.models.wide_resnet.wide_resnet", "depth": 16, "dropout": 0.0},
-            **{"width": 10**7, "initialisation": "torch", "mean": None, "std": None},
-        },
-    ),
+    "network without end": _node("model", WIDE),
+    "network of one number by many names": _saved(_shared),
+    "number of a billion digits": _node("model", {**WIDE, "dropout": "1e9999999999"}),
+    "number beyond all floats": _node("model", {**WIDE, "dropout": "1e400"}),
+    "whole number beyond all floats": _node("model", {**WIDE, "dropout": 10**400}),
     "images without end": _saved(_put("data", "shape", value=[65_536, 65_536, 65_536])),
     "shape of words": _saved(_put("data", "shape", value=["1", None, float("nan")])),
     "classes without end": _saved(_put("data", "classes", value=10**12)),
@@ -322,12 +377,26 @@ def _array(header: dict[str, Any], data: bytes = b"") -> bytes:
     return out.getvalue() + data
 
 
-def _archive(members: dict[str, bytes]) -> bytes:
+def _archive(members: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(out, "w", kind) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return out.getvalue()
+
+
+def _pictures(kind: int = zipfile.ZIP_STORED, **arrays: Any) -> bytes:
+    """Two pairs of images, with other `arrays` in place."""
+    images = np.full((2, 1, 4, 4), 0.5, np.float32)
+    index = np.zeros(2, np.int64)
+    told = {"labels": index, "predicted_clean": index, "predicted_adversarial": index}
+    whole = {"clean": images, "adversarial": images, **told, "row": np.array("pgd"), **arrays}
+    members = {}
+    for name, array in whole.items():
+        out = io.BytesIO()
+        np.lib.format.write_array(out, array) if isinstance(array, np.ndarray) else out.write(array)
+        members[f"{name}.npy"] = out.getvalue()
+    return _archive(members, kind)
 
 
 def _pickled(canary: Path) -> bytes:
@@ -348,13 +417,29 @@ REPORTS: dict[str, Maker] = {
     "results of gigabytes": _reported(
         lambda canary: '{"rows": [], "a": "' + "x" * (33 << 20) + '"}'
     ),
+    "results of a million lists": _reported(
+        lambda canary: '{"rows": [], "a": [' + "[]," * 8_000_000 + "[]]}"
+    ),
     "results of another kind": _reported(lambda canary: "[1, 2]"),
     "results cut in the middle": _reported(lambda canary: _result()[:200]),
     "results twice": _reported(lambda canary: _result() + _result()),
     "pictures that execute": _arrays(_pickled),
     "pictures that are promised": _arrays(lambda canary: _archive({"clean.npy": _array(PROMISE)})),
     "pictures that unpack": _arrays(
-        lambda canary: _archive({"clean.npy": _array(LARGE, bytes(289_000_000))})
+        lambda canary: _archive(
+            {"clean.npy": _array(LARGE, bytes(289_000_000))}, zipfile.ZIP_DEFLATED
+        )
+    ),
+    "pictures that are compressed": _arrays(lambda canary: _pictures(zipfile.ZIP_DEFLATED)),
+    "pictures of many": _arrays(
+        lambda canary: _pictures(
+            clean=np.zeros((5_000_000, 1, 1, 1), np.uint8),
+            adversarial=np.zeros((5_000_000, 1, 1, 1), np.uint8),
+            labels=np.zeros(5_000_000, np.uint8),
+        )
+    ),
+    "classes without a letter": _arrays(
+        lambda canary: _pictures(classes=_array({**PROMISE, "descr": "|V0", "shape": (10**12,)}))
     ),
     "pictures that are none": _arrays(lambda canary: TAG.encode()),
 }
@@ -462,6 +547,21 @@ LOL = "\n".join(
     ["a0: &a0 [lol, lol]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
 )
 
+
+def _linked(folder: Path, canary: Path) -> None:
+    """The group is a link to a folder that lies elsewhere."""
+    (folder.parent / "assets").mkdir()
+    (folder.parent / "assets" / "evil.yaml").write_text(LOL)
+    (folder / "attack").symlink_to("../assets")
+
+
+def _elsewhere(folder: Path, canary: Path) -> None:
+    """A harmless option takes a file outside of the folder among its defaults."""
+    (folder.parent / "assets").mkdir()
+    (folder.parent / "assets" / "evil.yaml").write_text(LOL)
+    _setting("attack", "defaults:\n  - ../../assets/evil@_here_\n")(folder, canary)
+
+
 SETTINGS: dict[str, tuple[str, Maker]] = {
     "callback of others": (
         "experiment",
@@ -496,6 +596,8 @@ SETTINGS: dict[str, tuple[str, Maker]] = {
         _setting("attack", '!!python/object/apply:os.system ["touch CANARY"]\n'),
     ),
     "aliases that double": ("attack", _setting("attack", LOL)),
+    "aliases behind a link to a folder": ("attack", _linked),
+    "aliases in a file elsewhere": ("attack", _elsewhere),
     "key twice": ("attack", _setting("attack", "_target_: a.b\n_target_: os.system\n")),
     "environment into a target": (
         "attack",

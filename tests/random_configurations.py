@@ -170,7 +170,7 @@ def _typed(line: tuple[str, ...]) -> Any:
     """As if the line had been typed."""
     patch = pytest.MonkeyPatch()
     patch.setattr(sys, "argv", ["advtrain", *line])
-    patch.delenv("HYDRA_FULL_ERROR", raising=False)  # which the command sets for Hydra
+    patch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it for Hydra; it is gone after this
     return _Undone(patch)
 
 

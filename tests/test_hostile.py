@@ -1,5 +1,6 @@
 """Files that mean harm are refused with a sentence; nothing in them runs, nothing large is made."""
 
+import os
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,12 +30,15 @@ from running import run
 
 from advtrain import main
 from advtrain.adopt import adopt, recorded
+from advtrain.certification.log import HEADER, PREDICT_HEADER
 from advtrain.data import readers
 from advtrain.data.decode import Broken, Recipe, decode, size_of
 from advtrain.data.errors import DataError
 from advtrain.grid import choices, composed, ours
+from advtrain.newest import lost_at_once
+from advtrain.records import VerdictLog
 from advtrain.reporting import cli
-from advtrain.reporting.reading import read_run
+from advtrain.reporting.reading import read_metrics, read_run
 from advtrain.reporting.series import read_examples
 from advtrain.reporting.writing import write_run
 from advtrain.runs import load_run
@@ -49,13 +53,20 @@ def bounded() -> Iterator[None]:
     """Inside, no more than ROOM can be allocated, and little of it may be filled."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    before = _peak()
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH
+    assert _peak() - before < GROWTH
+
+
+def _peak() -> int:
+    """KiB of memory that this process has filled at most since it was last asked to count anew."""
+    told = Path("/proc/self/status").read_text().split()
+    return int(told[told.index("VmHWM:") + 1])
 
 
 @pytest.fixture
@@ -69,7 +80,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user has it; the command itself sets this variable for Hydra."""
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # so that it is gone after the test
 
 
 @pytest.fixture
@@ -85,9 +96,15 @@ def asked() -> Iterator[tuple[Any, Mapping[str, Any]]]:
         yield ours(config), {"choices": choices(config), "overrides": list(LINE)}
 
 
+def test_what_is_filled_is_seen_whatever_was_filled_before() -> None:
+    bytearray(2 * GROWTH << 10)
+    with pytest.raises(AssertionError), bounded():
+        bytearray(b"1") * (3 * GROWTH << 9)
+
+
 def test_the_corpus_is_no_smaller_than_it_is_said_to_be() -> None:
     tables = (CHECKPOINTS, RUNS, REPORTS, LOGS, IMAGES, SETS, SETTINGS)
-    assert sum(map(len, tables)) >= 80
+    assert sum(map(len, tables)) >= 100
 
 
 def sentence(told: str, name: str) -> None:
@@ -170,6 +187,45 @@ def test_a_run_that_is_reported_is_data(make: Maker, folder: Path, canary: Path)
         else:
             assert found.state == "unreadable"
             sentence(found.error, "results.json")
+
+
+LISTS = b'{"epoch": 1, "a": [' + b"[]," * 8_000_000 + b"[]]}\n"
+
+
+def test_epochs_are_read_within_bounds(folder: Path) -> None:
+    path = put(folder, results()) / "metrics.jsonl"
+    sound = b'{"epoch": 0, "val_acc": 0.5}\n'
+    path.write_bytes(LISTS + sound)
+    with bounded():
+        assert read_metrics(folder) == [{"epoch": 0, "val_acc": 0.5}]
+    path.write_bytes(sound + b"\n" * (60 << 20))
+    with bounded():
+        assert read_metrics(folder) == [{"epoch": 0, "val_acc": 0.5}]
+
+
+def test_verdicts_are_read_within_bounds(folder: Path, caplog: Any) -> None:
+    path = folder / "verdicts.jsonl"
+    path.write_bytes(LISTS)
+    with bounded():
+        assert VerdictLog(path).lines == {}
+    assert "line 1, is no verdict" in caplog.text
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with bounded(), pytest.raises(OSError, match=r"verdicts\.jsonl"):
+        VerdictLog(path)
+    path.unlink()
+    os.mkfifo(path)
+    with bounded(), pytest.raises(OSError, match=r"verdicts\.jsonl"):
+        VerdictLog(path)
+
+
+def test_the_first_epochs_of_a_run_are_counted_within_bounds(folder: Path) -> None:
+    last = folder / "checkpoints" / "last.pt"
+    last.parent.mkdir()
+    last.write_bytes(b"")
+    (folder / "metrics.jsonl").symlink_to("/dev/zero")
+    with bounded():
+        assert lost_at_once(last)
 
 
 @pytest.mark.parametrize("make", LOGS.values(), ids=LOGS)
@@ -261,6 +317,21 @@ def test_a_page_shows_what_it_was_told_as_text(folder: Path) -> None:
         text = (directory / name).read_text(encoding="utf-8")
         assert "\x1b" not in text and "\u202e" not in text
         assert name != "report.html" or TAG not in text
+
+
+def test_names_of_folders_and_files_are_shown_as_text(folder: Path, capsys: Any) -> None:
+    evil = os.fsdecode(f"{BELL}\u202e".encode() + b"\xff")
+    for place in (folder / evil / "0", folder / evil / evil):  # one in a folder, one in itself
+        put(place, results(name="", seed=None))
+    (folder / evil / f"{evil}.tsv").write_text(f"{PREDICT_HEADER}\n")
+    (folder / evil / f"{evil}.log").write_text(f"{HEADER}\n0\t1\t1\t0.5\t1\t1\nx\n")
+    (folder / evil / f"{evil}.txt").write_text(f"{HEADER}\nx\n")
+    assert cli.main([str(folder / evil)]) == 0
+    told = capsys.readouterr()
+    pages = [(folder / evil / name).read_text() for name in ("report.html", "table.csv")]
+    for text in (told.out, told.err, *pages, (folder / evil / "certified.csv").read_text()):
+        assert "\x1b" not in text and "\u202e" not in text
+    assert "%1B%5D0%3Bowned" in pages[0] and "%FF" in pages[0]  # links lead where they did
 
 
 def test_an_identity_of_others_in_the_folder_of_wandb_is_not_taken(folder: Path) -> None:

@@ -1,5 +1,8 @@
 """A few random inputs of each kind; `scripts/fuzz.py` draws thousands of them."""
 
+import signal
+import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,6 +12,11 @@ import random_calls as calls
 import random_configurations as configurations
 import random_files as files
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+import fuzz
 
 
 def some(count: int) -> Any:
@@ -63,3 +71,20 @@ def test_the_checks_of_random_inputs_can_fail(tmp_path: Path, monkeypatch: Any) 
     call = calls.Call("fgsm", {}, threat, (2, 3), 2, "linear", "float32", *off, 0, False, "plain")
     with pytest.raises(AssertionError, match="exceeds eps"):
         calls.kept(call)
+
+
+def test_a_reader_that_hangs_is_not_one_that_refuses(monkeypatch: Any, capsys: Any) -> None:
+    def hanging(drawn: int) -> str:
+        try:
+            time.sleep(60)
+        except Exception:  # as readers take any error for damage
+            return "refused"
+        return "answered"
+
+    monkeypatch.setattr(fuzz, "LONGEST", 1)
+    before = signal.signal(signal.SIGALRM, fuzz._late)
+    try:
+        assert not fuzz._hold("files", 1, st.just(7), hanging, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "on 7" in capsys.readouterr().out

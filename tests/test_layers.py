@@ -12,7 +12,7 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " fingerprints inert world crew exchange sharing foreign dense sizing telling",
+    " fingerprints inert world crew exchange sharing foreign archive dense sizing telling",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -22,15 +22,15 @@ ROWS = (
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
     " sweeping slots pool worker messages forecast estimates mirror together places"
-    " fitting",
+    " fitting config_source",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch
 FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
-    *("slots", "worker", "messages", "estimates", "world", "together", "foreign"),
-    *("places", "telling"),
+    *("slots", "worker", "messages", "estimates", "world", "together", "foreign", "archive"),
+    *("config_source", "places", "telling"),
 )
 
 

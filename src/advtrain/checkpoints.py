@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advtrain.dense import require_dense
 from advtrain.files import write_atomic
-from advtrain.foreign import Refused, require_plain, require_stored
+from advtrain.foreign import SLACK, Refused, require_plain, require_stored
 from advtrain.intact import damage
 from advtrain.parts import within
 
@@ -70,7 +70,7 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
         require_stored(path)
         with warnings.catch_warnings(action="ignore"):  # torch's own words on foreign objects
             content = torch.load(path, map_location="cpu", weights_only=True)
-        require_dense(content)
+        require_dense(content, path.stat().st_size + SLACK)
         if isinstance(content, Mapping):
             require_plain([content.get(key) for key in PLAIN])
     except Refused as error:

@@ -5,6 +5,7 @@ twice again, containers in containers until the reader's stack ends. What is rea
 in memory than its file by more than a constant, and is walked in a moment.
 """
 
+import errno
 import json
 import struct
 import zipfile
@@ -13,11 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from advtrain.archive import is_archive
+
 DEPTH = 64  # of containers in containers
 MEMBERS = 1_000_000  # of all containers of a value together
 BRIEF = 100  # letters of the words of others
 SLACK = 1 << 20  # bytes of an archive's members beyond the size of its file
 MAX_STATUS, MAX_RESULTS = 8 << 20, 32 << 20
+TOO_MUCH = f"its containers are nested more than {DEPTH} deep, or hold over {MEMBERS:,} values"
 
 
 class Refused(ValueError):
@@ -27,7 +31,8 @@ class Refused(ValueError):
 def content(path: Path, most: int) -> bytes:
     """The bytes of a file. Refused: it holds more than `most`. OSError: it is none."""
     if not path.is_file():  # devices and pipes would be read for ever
-        raise FileNotFoundError(2, "there is no such file", str(path))
+        told = "it is no file" if path.exists() else "there is no such file"
+        raise FileNotFoundError(errno.ENOENT, told, str(path))
     with path.open("rb") as stream:
         found = stream.read(most + 1)
     if len(found) > most:
@@ -44,8 +49,10 @@ def read_json(path: Path, most: int) -> Any:
     return parsed(content(path, most))
 
 
-def parsed(text: bytes | str) -> Any:
+def parsed(text: bytes) -> Any:
     """The value of a JSON text; ValueError as `read_json`."""
+    if sum(text.count(sign) for sign in (b"[", b"{", b",")) > MEMBERS:  # before there are objects
+        raise Refused(TOO_MUCH)
     try:
         value = json.loads(text, object_pairs_hook=_once)
     except RecursionError as error:
@@ -83,9 +90,7 @@ def require_plain(value: Any) -> None:
             raise Refused(f"it holds a {type(node).__name__}, which is no plain value")
         members += len(below)
         if depth >= DEPTH or members > MEMBERS:
-            raise Refused(
-                f"its containers are nested more than {DEPTH} deep, or hold over {MEMBERS:,} values"
-            )
+            raise Refused(TOO_MUCH)
         open_ += [(each, depth + 1) for each in below]
 
 
@@ -103,9 +108,10 @@ def brief(error: Exception) -> str:
 def require_stored(path: Path) -> None:
     """Refused: the archive `path` unpacks to more than its size; torch.save compresses nothing.
 
-    A file that is no archive passes.
+    A file that is no archive passes; what its list of parts says is what torch reads unless it is
+    `astray`.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
@@ -121,7 +127,9 @@ def require_stored(path: Path) -> None:
 
 
 def require_whole(path: Path, most: int) -> None:
-    """Refused: an archive of arrays (npz) that claims more bytes than `most`, or than it has."""
+    """Refused: an archive of arrays (npz) that is compressed, claims more bytes than `most` or than
+    it has, or holds arrays of nothing, which may have any number of entries.
+    """
     from numpy.lib import format as npy
 
     try:
@@ -129,6 +137,8 @@ def require_whole(path: Path, most: int) -> None:
             members = archive.infolist()
             if sum(member.file_size for member in members) > most:
                 raise Refused(f"{path.name} holds more than {most >> 20} MiB")
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+                raise Refused(f"{path.name} is compressed")
             for member in members:
                 with archive.open(member) as stream:
                     reading = {
@@ -138,38 +148,36 @@ def require_whole(path: Path, most: int) -> None:
                     if reading is None:
                         raise Refused(f"{path.name} holds an array of another format")
                     shape, _, kind = reading(stream)
-                    if kind.hasobject or prod(shape) * kind.itemsize > member.file_size:
+                    beyond = prod(shape) * kind.itemsize > member.file_size
+                    if kind.hasobject or not kind.itemsize or beyond:
                         raise Refused(f"{path.name} promises an array larger than it is")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, struct.error) as error:
         raise Refused(f"{path.name} is damaged: {brief(error)}") from error
 
 
-def require_modest(folder: Path) -> None:
-    """Refused: a YAML file in `folder` that stands for more than it says.
+def require_modest(path: Path) -> None:
+    """Refused: the YAML file at `path` stands for more than it says.
 
     That is an alias to a container of aliases and so on, which a reader would write out in full, or
-    containers nested more than DEPTH deep.
+    containers nested more than DEPTH deep. Of what is no YAML its reader tells.
     """
     import yaml  # type: ignore[import-untyped]
 
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            root = yaml.compose(content(path, MAX_STATUS), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, RecursionError):
-            continue  # Hydra says so of those that it reads
-        except (OSError, ValueError) as error:
-            raise Refused(f"{path} is refused: {error}.") from error
-        waiting, members = [(root, 0)] if root is not None else [], 0
-        while waiting:
-            node, depth = waiting.pop()
-            below = node.value if isinstance(node.value, list) else []
-            below = [
-                part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])
-            ]
-            members += len(below)
-            if depth > DEPTH or members > MEMBERS // 10:
-                raise Refused(
-                    f"{path} is refused: its containers are nested more than {DEPTH} deep, or hold "
-                    f"over {MEMBERS // 10:,} values, aliases written out."
-                )
-            waiting += [(part, depth + 1) for part in below]
+    try:
+        root = yaml.compose(content(path, MAX_STATUS), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError):
+        return
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path} is refused: {error}.") from error
+    waiting, members = [(root, 0)] if root is not None else [], 0
+    while waiting:
+        node, depth = waiting.pop()
+        below = node.value if isinstance(node.value, list) else []
+        below = [part for pair in below for part in (pair if isinstance(pair, tuple) else [pair])]
+        members += len(below)
+        if depth > DEPTH or members > MEMBERS // 10:
+            raise Refused(
+                f"{path} is refused: its containers are nested more than {DEPTH} deep, or hold "
+                f"over {MEMBERS // 10:,} values, aliases written out."
+            )
+        waiting += [(part, depth + 1) for part in below]

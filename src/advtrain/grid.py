@@ -18,6 +18,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from advtrain.complaints import no_word, no_yaml
 from advtrain.config import ConfigError, conf_dir
+from advtrain.config_source import read_within_bounds
 from advtrain.lock import locked
 from advtrain.resolvers import register_resolvers
 from advtrain.telling import tell
@@ -68,12 +69,13 @@ def composed(overrides: Sequence[str], config_dir: str | None = None) -> Iterato
     """The configuration of one job, `hydra` included; its interpolations work inside."""
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     running, before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    read_within_bounds()
     GlobalHydra.instance().clear()  # a job composes inside of the application that runs it
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             try:
                 config = compose("config", [*overrides, *extra], return_hydra_config=True)
-            except (HydraException, OmegaConfBaseException):
+            except (ConfigError, HydraException, OmegaConfBaseException):
                 raise
             except YAMLError as error:
                 raise ConfigError(no_yaml(error)) from error

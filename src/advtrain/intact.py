@@ -5,18 +5,22 @@ that flips on the disk, or a block that a power cut leaves empty, is read as oth
 """
 
 from pathlib import Path
-from zipfile import ZipFile, is_zipfile
+from zipfile import ZipFile
+
+from advtrain.archive import astray, is_archive
 
 
 def damage(path: Path) -> str:
     """What of the file at `path` is not as it was written; empty if nothing, or if it cannot tell.
 
-    It cannot where the file is no zip, as before torch 1.6 (or cut off, which torch.load tells), or
-    was saved without checksums. Archives that unpack to more than they are, which torch.save makes
-    none of, are not unpacked to see.
+    It cannot where the file is no zip, as before torch 1.6, or was saved without checksums.
+    Archives that unpack to more than they are, which torch.save makes none of, are not unpacked to
+    see.
     """
-    if not is_zipfile(path):
+    if not is_archive(path):
         return ""
+    if why := astray(path):
+        return why
     try:
         with ZipFile(path) as archive:
             parts = archive.infolist()

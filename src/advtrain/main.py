@@ -22,10 +22,11 @@ from advtrain.adopt import recorded
 from advtrain.checking import checked, packages, refuse_unread, require_known_code
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
+from advtrain.config_source import read_within_bounds
 from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.files import FULL
-from advtrain.foreign import Refused, printable, require_modest
+from advtrain.foreign import printable
 from advtrain.grid import SWEEPER, Locate, choices, composed, parse
 from advtrain.lock import locked
 from advtrain.places import facts
@@ -47,6 +48,7 @@ def main() -> None:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])
         refuse_flags(parsed)
+        read_within_bounds()
         if not (parsed.multirun or parsed.help or parsed.hydra_help):
             sys.argv[1:1] = of_checkpoint(parsed.overrides)
             parsed = parse(sys.argv[1:])
@@ -106,11 +108,6 @@ def refuse_flags(parsed: argparse.Namespace) -> None:
             "--config-name and --config-path are refused: advtrain has one configuration. Add "
             "options to its groups by --config-dir."
         )
-    if parsed.config_dir is not None:
-        try:
-            require_modest(Path(parsed.config_dir))
-        except Refused as error:
-            raise ConfigError(f"--config-dir: {error}") from error
 
 
 def validate(parsed: argparse.Namespace) -> None:

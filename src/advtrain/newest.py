@@ -45,7 +45,11 @@ def lost_at_once(last: Path) -> bool:
 
 
 def _epochs(metrics: Path) -> int:
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+    """How many epochs the first megabyte tells of, which is enough to know whether it was one."""
+    if not metrics.is_file():
+        return 0
+    with metrics.open("rb") as stream:
+        return stream.read(1 << 20).count(b"\n")
 
 
 def load_newest(last: Path) -> dict[str, Any]:

@@ -4,10 +4,12 @@
 is imported; constructors that Python callers use directly call `require` themselves.
 """
 
+import re
 from dataclasses import dataclass
-from fractions import Fraction
 from math import inf, isfinite
 from typing import Annotated, Any
+
+FRACTION = re.compile(r"\s*([+-]?\d{1,18})/(\d{1,18})\s*")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,11 @@ def require(name: str, value: float, allowed: Range) -> None:
 
 
 def number(value: Any) -> float | None:
-    """A number from 0.1, "0.1" or "8/255"; None if it is none."""
+    """A number from 0.1, "0.1" or "8/255"; None if it is none, or none that a float holds."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
+    fraction = FRACTION.fullmatch(value) if isinstance(value, str) else None
     try:
-        return float(value)
-    except (ValueError, OverflowError):
-        try:
-            return float(Fraction(value))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            return None
+        return int(fraction[1]) / int(fraction[2]) if fraction else float(value)
+    except (ValueError, ArithmeticError):
+        return None

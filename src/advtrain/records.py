@@ -15,8 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from advtrain import foreign
 from advtrain.files import naming, write_bytes
 from advtrain.world import leads
+
+MAX_BYTES = 1 << 30  # ten million verdicts have less than half of it
+LONGEST = 1e12  # seconds of a line
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +63,18 @@ class VerdictLog:
     def _whole_lines(self) -> Iterator[Verdicts]:
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
+        try:
+            content = foreign.content(self.path, MAX_BYTES)
+        except foreign.Refused as error:
+            raise OSError(
+                f"{self.path} is refused: {error}. Move it away to begin anew."
+            ) from error
         whole = content[: content.rfind(b"\n") + 1]
         kept = []
         for number, line in enumerate(whole.splitlines(keepends=True), start=1):
             try:
-                found = parsed(summed(json.loads(line)))
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                found = parsed(summed(foreign.parsed(line)))
+            except (ValueError, TypeError, KeyError, AttributeError):
                 told = f"{self.path}, line {number}, is no verdict: {line[:60]!r}"
                 log.warning("%s. It is left out, and its batch judged again.", told)
             else:
@@ -99,7 +108,7 @@ def checksum(fields: Mapping[str, Any]) -> int:
 def summed(fields: Any) -> dict[str, Any]:
     """The fields of a line without its checksum; old lines have none. ValueError: another one."""
     rest = {key: value for key, value in fields.items() if key != CHECK}
-    if fields.get(CHECK, checksum(rest)) != checksum(rest):
+    if CHECK in fields and fields[CHECK] != checksum(rest):
         raise ValueError("it is not as it was written")
     return rest
 
@@ -114,8 +123,10 @@ def parsed(fields: Any) -> Verdicts:
         raise ValueError("a place or a count is no whole number")
     if type(found.row) is not str or type(found.seconds) not in (int, float):
         raise ValueError("the fingerprint is no text, or the time no number")
+    if not 0 <= found.seconds < LONGEST:
+        raise ValueError("the time is no length of time")
     for bits in (found.adversarial, found.robust, *found.draws):
-        if len(bits) != len(found.at) or not set(bits) <= {"0", "1"}:
+        if type(bits) is not str or len(bits) != len(found.at) or not set(bits) <= {"0", "1"}:
             raise ValueError("there is not one character 0 or 1 for each example")
     for classes, least in ((found.labels, 0), (found.answers, -1)):
         if classes and len(classes) != len(found.at):

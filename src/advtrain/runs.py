@@ -13,6 +13,7 @@ from advtrain.channels import channels_last
 from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError, confined, make
 from advtrain.data.split import Data
+from advtrain.dense import numbers
 from advtrain.determinism import demand
 from advtrain.foreign import Refused
 from advtrain.models import layouts
@@ -321,10 +322,8 @@ def require_fitting(
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not str(target).startswith("advtrain.") or target == "advtrain.models.custom.custom":
         return
-    brought = sum(value.numel() for value in weights.values())
-    require_size(
-        lambda: make(node, shape, classes, path="model", allowed=allowed), 2 * brought + 99
-    )
+    most = 2 * numbers(weights.values()) + 99
+    require_size(lambda: make(node, shape, classes, path="model", allowed=allowed), most)
 
 
 def source(setting: Setting, *, checkpoint: str, model: Network | None = None) -> nn.Module:

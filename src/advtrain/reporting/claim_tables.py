@@ -15,6 +15,7 @@ from advtrain.reporting.papers import Figure, beside, incomparable, is_comparabl
 from advtrain.reporting.records import Certified, Exact, Run
 from advtrain.reporting.series import read_radii
 from advtrain.reporting.tables import Table
+from advtrain.reporting.values import shown
 
 STEPS = (0.25, 0.5, 1.0, 2.0, 5.0)
 MOST_COLUMNS = 12
@@ -116,7 +117,7 @@ def _of_runs(
         seeds=len(told),
         radii=logs[0],
         data=first.dataset,
-        source=str(first.directory),
+        source=shown(first.directory),
         published=_published([run for run, _ in told], norm, shares),
         paper=first.paper.source,
         remarks=(OTHERWISE,) if not logs[0] and read_radii(first.directory) else (),
@@ -169,7 +170,7 @@ def _of_linear(
         acr_spread=stdev(acrs) if len(acrs) > 1 else None,
         seeds=len(told),
         data=group[0].dataset,
-        source=str(group[0].directory),
+        source=shown(group[0].directory),
     )
 
 
@@ -187,7 +188,7 @@ def _of_log(label: str, place: int, log: Log, radii: Sequence[float]) -> Claim:
         abstain=log.found.abstain,
         radii=log.radii,
         data=" ".join(log.known[key] for key in ("dataset", "split") if key in log.known),
-        source=str(log.path),
+        source=shown(log.path),
         remarks=tuple(doubts(log, radii)),
     )
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"advtrain-report: {printable(str(error))}", file=sys.stderr)
         return 2
-    print(out / "report.html")
+    print(printable(str(out / "report.html")))
     return 0
 
 

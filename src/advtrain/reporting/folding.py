@@ -6,6 +6,7 @@ from typing import Any
 from advtrain import inert
 from advtrain.ranges import number
 from advtrain.reporting.records import Run
+from advtrain.reporting.values import shown
 from advtrain.reporting.wording import fraction
 
 IGNORED = {*inert.KEYS, "hydra", "directory", "output", "out"}
@@ -72,7 +73,7 @@ def _distinct(names: list[str], groups: Sequence[Sequence[Run]]) -> list[str]:
             names[i] = " · ".join([name, *more])
     for i, name in enumerate(names):
         if names.count(name) > 1:
-            names[i] = f"{name} ({groups[i][0].directory.name})"
+            names[i] = f"{name} ({shown(groups[i][0].directory.name)})"
     return [name if names.count(name) == 1 else f"{name} #{i}" for i, name in enumerate(names)]
 
 

@@ -10,6 +10,7 @@ from advtrain.reporting.paper_words import ENDINGS, caption_words, figure_text, 
 from advtrain.reporting.papers import Figure, departures
 from advtrain.reporting.records import Run
 from advtrain.reporting.tables import Column, Line, Table, title
+from advtrain.reporting.values import shown
 from advtrain.reporting.wording import DASH, count, duration, fraction, percent, settings, stages
 
 
@@ -116,7 +117,7 @@ def comma_separated(table: Table) -> str:
         seeds = " ".join(str(r.seed) for r in line.runs if r.seed is not None)
         row: list[object] = [line.label, line.view, run.dataset, run.model, run.defense, run.norm]
         row += [run.eps, line.seeds, seeds, line.state, run.error, _warnings(line, table)]
-        row += [" ".join(r.directory.name for r in line.runs)]
+        row += [" ".join(shown(r.directory.name) for r in line.runs)]
         if table.is_of_a_paper:
             row += ["; ".join(departures(run)), " ".join([*table.remarks, *_remarks(line, table)])]
         for column in table.columns:

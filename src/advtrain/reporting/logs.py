@@ -83,7 +83,7 @@ def read_log(path: Path, alpha: float | None = None) -> Log:
         }
     )
     assert found is not None
-    problems = list(log.problems[:MAX_PROBLEMS])
+    problems = [values.shown(each) for each in log.problems[:MAX_PROBLEMS]]
     if len(log.problems) > MAX_PROBLEMS:
         problems.append(f"{len(log.problems) - MAX_PROBLEMS} more lines are not counted.")
     if log.cut:
@@ -117,7 +117,7 @@ def names(logs: Sequence[Log]) -> list[str]:
         for name, log in zip(found, logs, strict=True)
     ]
     return [
-        f"{name} ({log.path})" if longer.count(name) > 1 else name
+        f"{name} ({values.shown(log.path)})" if longer.count(name) > 1 else name
         for name, log in zip(longer, logs, strict=True)
     ]
 

@@ -28,6 +28,7 @@ from advtrain.reporting.paired import Pairing
 from advtrain.reporting.records import Run
 from advtrain.reporting.report import Report
 from advtrain.reporting.tables import title
+from advtrain.reporting.values import shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_ENTRIES = 300
@@ -132,7 +133,8 @@ def _entry(run: Run, label: str, out: Path) -> Entry:
     general = general_notes(run)
     told = len(run.notes)
     words += [f"{told} warning{'s' * (told != 1)}"] if told else []
-    return Entry(label, ", ".join(words), quote(place), place, run, general, command(run))
+    link = quote(os.fsencode(place))
+    return Entry(label, ", ".join(words), link, shown(place), run, general, command(run))
 
 
 def _facts(run: Run) -> list[str]:

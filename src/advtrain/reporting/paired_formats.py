@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from advtrain.reporting.markup import LATEX, MARKDOWN, Markup, latex_table, pipes
 from advtrain.reporting.paired import Pair, Pairing
+from advtrain.reporting.values import shown
 from advtrain.reporting.wording import MINUS, percent, points
 
 DOUBT = "!"
@@ -97,7 +98,8 @@ def comma_separated(pairings: Sequence[Pairing]) -> str:
     writer.writerow(head)
     for pairing in pairings:
         sides = (pairing.first, pairing.second)
-        names = [*(side.name for side in sides), *(side.run.directory.name for side in sides)]
+        folders = [shown(side.run.directory.name) for side in sides]
+        names = [*(side.name for side in sides), *folders]
         for pair in pairing.pairs:
             counts = pair.counts
             numbers = [pair.first, pair.second, pair.difference, pair.low, pair.high]

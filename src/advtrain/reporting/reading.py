@@ -4,13 +4,13 @@ Only files within the bounds below are read, and only values of the expected kin
 everything behind this module may rely on the types.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from advtrain.foreign import MAX_RESULTS, MAX_STATUS, Refused, read_json
+from advtrain.foreign import MAX_RESULTS, MAX_STATUS, MEMBERS, Refused, parsed, read_json
 from advtrain.reporting import values
 from advtrain.reporting.reading_proofs import certified, exact, study
 from advtrain.reporting.records import Draws, Note, Paper, Row, Run, Stage
@@ -23,6 +23,7 @@ MAX_BYTES = {
 }
 MAX_ROWS = 2_000
 MAX_EPOCHS = 20_000
+MAX_LINES = 10 * MAX_EPOCHS  # of metrics.jsonl; an epoch may be told again after each resume
 MAX_RUNS = 5_000
 MAX_STAGES = 100
 MAX_CLASSES = 100
@@ -80,7 +81,7 @@ def read_run(directory: Path) -> Run:
     config = values.clean(results.get("config")) or values.clean(status.get("config"))
     return Run(
         directory=directory,
-        name=values.text(results.get("name")) or directory.name,
+        name=values.text(results.get("name")) or values.text(directory.name),
         state=_state(status, results, trouble),
         error=values.text(status.get("error")) or trouble,
         seed=values.integer(results.get("seed", config.get("seed"))),
@@ -137,15 +138,19 @@ def read_metrics(directory: Path) -> list[dict[str, float]]:
     """
     path = directory / "metrics.jsonl"
     epochs: dict[float, dict[str, float]] = {}
+    taken = 0
     if not path.is_file() or path.stat().st_size > MAX_BYTES["metrics.jsonl"]:
         return []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+    with path.open("rb") as lines:
+        for line in islice(lines, MAX_LINES):
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parsed(line)
+            except ValueError:
                 continue
             numbers = {k: float(v) for k, v in values.mapping(entry).items() if values.is_real(v)}
+            taken += len(numbers)
+            if taken > MEMBERS:
+                break
             if math.isfinite(numbers.get("epoch", math.nan)) and len(epochs) < MAX_EPOCHS:
                 epochs[numbers["epoch"]] = numbers
     return [epochs[index] for index in sorted(epochs)]

@@ -7,8 +7,10 @@ from typing import Any
 
 from advtrain.certification.log import read
 from advtrain.foreign import brief, require_whole
+from advtrain.reporting import values
 
-MAX_IMAGES = 256 << 20
+MAX_BYTES = 50 << 20  # of all arrays: a run leaves eight pairs of images, here up to 512 x 512
+MAX_IMAGES, MAX_CLASSES = 100, 10_000
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,20 @@ def read_examples(directory: Path) -> Examples | None:
     if not path.is_file():
         return None
     try:
-        require_whole(path, MAX_IMAGES)
+        require_whole(path, MAX_BYTES)
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         clean, adversarial = _images(found["clean"]), _images(found["adversarial"])
-        if clean.shape != adversarial.shape or not len(clean):
-            raise ValueError("examples.npz: clean and adversarial images do not match")
-        names = [str(word) for word in found.get("classes", found.get("class_names", []))]
+        if clean.shape != adversarial.shape or not 0 < len(clean) <= MAX_IMAGES:
+            raise ValueError("examples.npz: clean and adversarial images do not match, or are many")
+        told = np.asarray(found.get("classes", found.get("class_names", [])))
+        names = [values.text(str(word)) for word in told.ravel()[:MAX_CLASSES]]
 
         def words(key: str) -> list[str]:
             indices = [int(index) for index in found[key].reshape(-1)[: len(clean)]]
             return [names[i] if 0 <= i < len(names) else str(i) for i in indices]
 
-        row = str(found.get("row", found.get("row_name", found.get("name", ""))))
+        row = values.text(str(found.get("row", found.get("row_name", found.get("name", "")))))
         texts = words("labels"), words("predicted_clean"), words("predicted_adversarial")
     except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"examples.npz is damaged: {brief(error)}") from error
@@ -76,5 +79,6 @@ def _images(array: Any) -> Any:
 
     if array.ndim != 4 or array.shape[1] not in (1, 3):
         raise ValueError(f"examples.npz: images have shape {array.shape}, not (N, 1 or 3, H, W)")
-    scaled = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-    return np.clip(scaled, -1, 2).transpose(0, 2, 3, 1)
+    scaled = array.astype(np.float32)
+    scaled /= 255 if array.dtype == np.uint8 else 1
+    return scaled.clip(-1, 2, out=scaled).transpose(0, 2, 3, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from advtrain.reporting.logs import kind
 from advtrain.reporting.reading import find_runs
+from advtrain.reporting.values import shown
 
 MAX_FILES = 20_000
 DEPTH = 8
@@ -55,7 +56,7 @@ def find(paths: Sequence[Path]) -> Sources:
 
 
 def _told(files: Sequence[Path], reason: str) -> str:
-    named = ", ".join(str(file) for file in files[:SHOWN])
+    named = ", ".join(shown(file) for file in files[:SHOWN])
     more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
     return f"Left out: {named}{more}: {reason}."
 

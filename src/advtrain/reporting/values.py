@@ -42,9 +42,15 @@ def text(value: Any) -> str:
     """One bounded line, without control characters; what is no scalar is no text."""
     if value is None or isinstance(value, Mapping | list):
         return ""
-    line = " ".join(str(value).split())
-    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    line = shown(" ".join(str(value).split()))
     return line if len(line) <= MAX_TEXT else f"{line[: MAX_TEXT - 1]}…"
+
+
+def shown(words: object) -> str:
+    """A line, or a path, as a page and a terminal may show it: without control characters, and
+    without what stands for bytes that are no UTF-8.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in str(words))
 
 
 def _is_number(value: Any) -> bool:

@@ -22,6 +22,7 @@ from advtrain.reporting.report import Report, report_of
 from advtrain.reporting.series import read_examples
 from advtrain.reporting.sources import Sources, find
 from advtrain.reporting.tables import Table
+from advtrain.reporting.values import shown
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _write_set(paths: Sequence[Path], out: Path, wanted: Wanted | None) -> Repor
         write_text(out / "comparison.md", paired_formats.markdown(found.pairings))
         write_text(out / "comparison.tex", paired_formats.latex(found.pairings))
         write_text(out / "comparison.csv", paired_formats.comma_separated(found.pairings))
-    heading = paths[0].resolve().name if len(paths) == 1 else "Comparison"
+    heading = shown(paths[0].resolve().name) if len(paths) == 1 else "Comparison"
     write_text(out / "report.html", set_page(heading, found, pictures, out))
     return found
 
@@ -102,7 +103,7 @@ def _logs(sources: Sources, given: Sequence[Path], wanted: Wanted) -> tuple[list
         except ValueError as error:
             if path in named:
                 raise
-            unread.append(f"Left out: {error}")
+            unread.append(f"Left out: {shown(error)}")
     return logs, unread
 
 
