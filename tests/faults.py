@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 from outcomes import differences, finished
+
+from advtrain import files
 
 KINDS = ("training", "evaluation", "certification", "sweep")
 OWN = "pool"  # a sweep whose jobs are in processes of their own, which takes longer to start
@@ -145,7 +146,7 @@ def set_trap(step: int, fault: Fault, seen: Counter[str]) -> None:
 
         return call
 
-    for module, name in ((tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (os, "link")):
+    for module, name in ((files, "create"), (os, "fsync"), (os, "replace"), (os, "link")):
         setattr(module, name, trapped(getattr(module, name)))
 
 
