@@ -9,7 +9,7 @@ import advtrain
 
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
-    "types functional threat hyperplane modes precision ranges seeding stopping files lock"
+    "types functional threat hyperplane modes precision ranges seeding stopping files lock machine"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
     " fingerprints world crew exchange sharing foreign dense sizing",
@@ -29,7 +29,17 @@ READS = {("reporting", "certification")}  # its log and shares, from files and w
 FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
-    *("slots", "worker", "messages", "estimates", "world", "together", "foreign"),
+    *(
+        "slots",
+        "worker",
+        "messages",
+        "estimates",
+        "world",
+        "together",
+        "foreign",
+        "lock",
+        "machine",
+    ),
 )
 
 

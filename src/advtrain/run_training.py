@@ -114,8 +114,10 @@ def train(
 
 def _goes_on(last: Path, resume: bool) -> bool:
     """Whether to go on from `last`; never leaves older weights beside the numbers of a new run."""
-    if newest.exists(last) and resume and not newest.lost_at_once(last):
-        return True
+    if resume and newest.exists(last):
+        if not newest.lost_at_once(last):
+            return True
+        newest.set_aside(last)
     newest.remove(last)
     last.with_name("best.pt").unlink(missing_ok=True)
     return False
