@@ -68,8 +68,9 @@ def _epochs(metrics: Path) -> int:
 def load_newest(last: Path) -> dict[str, Any]:
     """The content of last.pt; where that is damaged, of the one before, which takes its place.
 
-    The damaged file stays, as DAMAGED. CheckpointLost: neither can be read. CheckpointError: it is whole, and no checkpoint of ours.
-    OSError, MemoryError: the machine could not read it now; all files are as they were.
+    The damaged file stays, as DAMAGED. CheckpointLost: neither can be read. CheckpointError: it is
+    whole, and no checkpoint of ours. OSError, MemoryError: the machine could not read it now; all
+    files are as they were.
     """
     previous = last.with_name(PREVIOUS)
     if not _is_there(last):  # killed between two names, on a file system without hard links
@@ -90,8 +91,8 @@ def load_newest(last: Path) -> dict[str, Any]:
     set_aside(last)
     keep(previous, last)
     log.warning(
-        "%s is damaged (%s) and is now %s; training goes on from the checkpoint before it, of epoch "
-        "%.4g.",
+        "%s is damaged (%s), and kept as %s; training goes on from the checkpoint before it, of "
+        "epoch %.4g.",
         *(last, why, DAMAGED, content.get("epoch", 0)),
     )
     return content

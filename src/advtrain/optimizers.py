@@ -24,6 +24,14 @@ Parameters = Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 Groups = list[dict[str, object]]
 GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 """Methods that PyTorch hides from its compiler, for which their first call imports it."""
+SCHEDULED = ("lr", "momentum")
+"""Options that a schedule may set."""
+MOMENTS = {
+    optim.SGD: {"momentum_buffer"},
+    optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
+"""What the optimizers here keep of each tensor."""
 
 
 def sgd(
@@ -80,9 +88,34 @@ def unguarded(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(own["step"])})
 
 
+def restore(optimizer: optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Put back what `optimizer.state_dict()` was; ValueError: that of another one.
+
+    Options of ours stay those of the configuration, but for what schedules set. An optimizer of
+    others may keep its state among its options, and gets all that was saved.
+    """
+    names = {unguarded(kind): names for kind, names in MOMENTS.items()}.get(type(optimizer))
+    if names is None:
+        optimizer.load_state_dict(dict(saved))
+        return
+    groups = [
+        {**own, "params": theirs["params"]}
+        | {name: float(theirs[name]) for name in SCHEDULED if name in own}
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+    for each, state in optimizer.state.items():
+        if state and set(state) != names:
+            raise ValueError(f"it is of no {type(optimizer).__name__}")
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else each.shape
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} of a tensor {tuple(each.shape)} has another shape")
+
+
 def require_rates(optimizer: optim.Optimizer, rates: Mapping[str, Schedule]) -> None:
     """Raise ValueError if a schedule drives something that the optimizer does not have."""
-    known = [name for name in ("lr", "momentum") if name in optimizer.defaults]
+    known = [name for name in SCHEDULED if name in optimizer.defaults]
     for name in rates:
         if name not in known:
             raise ValueError(
