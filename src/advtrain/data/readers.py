@@ -19,6 +19,8 @@ from torch import Tensor
 
 from advtrain.data.errors import DataError
 from advtrain.lock import locked
+from advtrain.machine import of_machine
+from advtrain.portions import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -109,10 +111,18 @@ def _torchvision() -> Any:
 
 def _idx(name: str, reader: type[Any]) -> Source:
     parts = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    whole: Any = reader
+
+    class Plain(whole):
+        """Without the pickles of old versions, which torchvision prefers to `files`."""
+
+        _check_legacy_exist = staticmethod(lambda: False)
+
+    Plain.__name__ = reader.__name__  # of the folder in which it looks
     return Source(
         name,
         tuple(f"{reader.__name__}/raw/{part}-ubyte" for part in parts),
-        lambda root, train, fetch: reader(root, train=train, download=fetch),
+        lambda root, train, fetch: Plain(root, train=train, download=fetch),
     )
 
 
@@ -153,6 +163,8 @@ def _open(source: Source, root: str) -> tuple[Raw, Raw, tuple[str, ...]]:
             train, test = (source.open(str(where), part, False) for part in (True, False))
             parts = _raw(train), _raw(test)
     except Exception as error:  # a foreign file can fail anywhere in a reader
+        if of_machine(error) or out_of_memory(error):
+            raise
         raise DataError(
             f"{source.name}: the files in {where} (dataset.root) are damaged or not the original "
             f"ones ({_brief(error)}). Remove {', '.join(source.files)} and get them again."
