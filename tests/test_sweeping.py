@@ -195,3 +195,10 @@ def test_the_name_of_a_job_hangs_on_what_it_computes():
         identity(config, {"defense": "mart"}),
     ]
     assert len({identity(config, names), *others}) == 4
+
+
+@pytest.mark.parametrize("told", ['"x"', "[1]", "1e999", "null", "0", "NaN", "true"])
+def test_an_exit_code_that_is_none_is_that_of_a_failure(tmp_path, told):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text(f'{{"state": "failed", "exit_code": {told}}}')
+    assert codes(tmp_path) == [1]
