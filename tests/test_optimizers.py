@@ -130,7 +130,7 @@ def test_options_are_those_of_the_configuration_and_moments_and_rates_those_save
     for group in theirs["param_groups"]:
         group.update(maximize=True, weight_decay=0.7, betas=(0.0, 0.0), nesterov=False, evil=1)
     before = [{**group} for group in optimizer.param_groups]
-    optimizers.restore(optimizer, theirs)
+    optimizer.load_state_dict(theirs)
     for group, own, given in zip(
         optimizer.param_groups, before, saved.state_dict()["param_groups"], strict=True
     ):
@@ -138,16 +138,6 @@ def test_options_are_those_of_the_configuration_and_moments_and_rates_those_save
     for mine, other in zip(optimizer.state.values(), saved.state.values(), strict=True):
         assert mine.keys() == other.keys() != set()
         assert all(torch.equal(mine[key], other[key]) for key in mine)
-
-
-def test_optimizers_of_others_get_their_options_back():
-    class Counting(torch.optim.SGD):
-        """Keeps its state among its options, as some do."""
-
-    first, second = (Counting(network().parameters(), 0.1) for _ in range(2))
-    first.param_groups[0]["k"] = 7
-    optimizers.restore(second, first.state_dict())
-    assert second.param_groups[0]["k"] == 7
 
 
 def test_rates_of_parts_that_are_not_there_are_refused():

@@ -26,12 +26,6 @@ GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dic
 """Methods that PyTorch hides from its compiler, for which their first call imports it."""
 SCHEDULED = ("lr", "momentum")
 """Options that a schedule may set."""
-MOMENTS = {
-    optim.SGD: {"momentum_buffer"},
-    optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-}
-"""What the optimizers here keep of each tensor."""
 
 
 def sgd(
@@ -88,31 +82,6 @@ def unguarded(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(own["step"])})
 
 
-def restore(optimizer: optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Put back what `optimizer.state_dict()` was; ValueError: that of another one.
-
-    Options of ours stay those of the configuration, but for what schedules set. An optimizer of
-    others may keep its state among its options, and gets all that was saved.
-    """
-    names = {unguarded(kind): names for kind, names in MOMENTS.items()}.get(type(optimizer))
-    if names is None:
-        optimizer.load_state_dict(dict(saved))
-        return
-    groups = [
-        {**own, "params": theirs["params"]}
-        | {name: float(theirs[name]) for name in SCHEDULED if name in own}
-        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
-    ]
-    optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
-    for each, state in optimizer.state.items():
-        if state and set(state) != names:
-            raise ValueError(f"it is of no {type(optimizer).__name__}")
-        for name, value in state.items():
-            shape = torch.Size() if name == "step" else each.shape
-            if value is not None and value.shape != shape:
-                raise ValueError(f"{name} of a tensor {tuple(each.shape)} has another shape")
-
-
 def require_rates(optimizer: optim.Optimizer, rates: Mapping[str, Schedule]) -> None:
     """Raise ValueError if a schedule drives something that the optimizer does not have."""
     known = [name for name in SCHEDULED if name in optimizer.defaults]
@@ -157,9 +126,12 @@ def _fused(groups: Groups) -> bool:
 def _aligned(optimizer: optim.Optimizer) -> optim.Optimizer:
     """Fused kernels go by memory, where a gradient or a moment may lie otherwise than its weights.
 
-    So may one from a file, or a gradient that a descent has made: then it is laid out anew.
+    So may one from a file, or a gradient that a descent has made: then it is laid out anew. What a
+    file has of another shape is refused by load_state_dict, with ValueError.
     """
     optimizer.register_step_pre_hook(_lay_gradients)
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_post_hook(_require_moments)
     optimizer.register_load_state_dict_post_hook(_lay_moments)
     return optimizer
 
@@ -169,6 +141,28 @@ def _lay_gradients(optimizer: optim.Optimizer, *given: Any) -> None:
         for each in group["params"]:
             if each.grad is not None and not _alike(each, each.grad):
                 each.grad = torch.empty_like(each).copy_(each.grad)
+
+
+def _keep_options(optimizer: optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with the options of the configuration, but for what schedules set."""
+    groups = [
+        {**own, "params": theirs["params"]}
+        | {name: float(theirs[name]) for name in SCHEDULED if name in own}
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    return {"state": saved["state"], "param_groups": groups}
+
+
+def _require_moments(optimizer: optim.Optimizer) -> None:
+    sgd = isinstance(optimizer, optim.SGD)
+    names = {"momentum_buffer"} if sgd else {"step", "exp_avg", "exp_avg_sq"}
+    for each, state in optimizer.state.items():
+        if state and set(state) != names:
+            raise ValueError("the state of the optimizer is that of another")
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else each.shape
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} of a tensor {tuple(each.shape)} has another shape")
 
 
 def _lay_moments(optimizer: optim.Optimizer) -> None:

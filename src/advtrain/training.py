@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from advtrain.exchange import averaged, follow, follow_buffers, of_all
 from advtrain.freezing import Freezing
 from advtrain.modes import crafting, frozen_statistics
-from advtrain.optimizers import restore
 from advtrain.portions import TooLarge, out_of_memory
 from advtrain.sharing import sharing, weight
 from advtrain.strided import sooner
@@ -105,7 +104,7 @@ class TrainState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        restore(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"])
         self.defense.load_state_dict(state["defense"])
         self.step = state["step"]
