@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from outcomes import differences, finished
 
-KINDS = ("training", "evaluation", "certification", "sweep")
+from advtrain import files
+
+KINDS = ("training", "evaluation", "certification", "soundness", "sweep")
 OWN = "pool"  # a sweep whose jobs are in processes of their own, which takes longer to start
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 DATA = ("dataset.train_size=48", "dataset.validation=20", "model=linear", "device=cpu")
@@ -37,9 +38,15 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "training": (*DATA, *QUIET, "job=train", "epochs=8", "average=ema", "watchdog.action=back"),
     "evaluation": ("eval=quick", "eval.batch_size=4", "eval.size=60", "eval.attacks.pgd.steps=10"),
     "certification": ("eval=certify", "eval.certify.n=400", "eval.certify.n0=20"),
+    "soundness": (  # of certificates that are adaptive
+        *("eval=soundness", "eval.certify.n=400", "eval.certify.n0=20"),
+        *("eval.certify.radii=[0.1,0.25]", "eval.certify.attack_draws=20"),
+        *("eval.certify.attack.steps=4", "eval.certify.attack.restarts=1"),
+    ),
     "sweep": ("-m", *GRID, "seed=0,1", "eval.attacks.pgd.steps=3"),
     "pool": ("-m", *GRID, "seed=0,1", "hydra/launcher=pool", "hydra.launcher.slots=2"),
 }
+JUDGING = ("evaluation", "certification", "soundness")  # of a network that is trained once
 CERTIFYING = ("eval.certify.size=80", "eval.certify.batch_size=400", "eval.certify.alpha=0.01")
 FOLDER = {"sweep": "hydra.sweep.dir", "pool": "hydra.sweep.dir"}
 
@@ -145,7 +152,7 @@ def set_trap(step: int, fault: Fault, seen: Counter[str]) -> None:
 
         return call
 
-    for module, name in ((tempfile, "mkstemp"), (os, "fsync"), (os, "replace"), (os, "link")):
+    for module, name in ((files, "create"), (os, "fsync"), (os, "replace"), (os, "link")):
         setattr(module, name, trapped(getattr(module, name)))
 
 
@@ -166,13 +173,13 @@ class Job:
 def undisturbed(kind: str, here: Path, more: Sequence[str] = ()) -> Job:
     """The job of that kind, done once without a fault in the folder `here`."""
     arguments = (*COMMANDS[kind], *more)
-    if kind in ("evaluation", "certification"):
+    if kind in JUDGING:
         network = here / "network"
         if not network.exists():
             made = attempt([*COMMANDS["training"], f"hydra.run.dir={network}"], network)
             assert made.code == 0, made.said
         arguments = ("job=eval", f"checkpoint={network}", "logger=none", "device=cpu", *arguments)
-    arguments += CERTIFYING if kind == "certification" else ()
+    arguments += CERTIFYING if kind in ("certification", "soundness") else ()
     job = Job(kind, arguments, here / f"{kind}-whole", 0.0, 0)
     attempt(["--version"], job.whole)  # after which the server is ready
     found = attempt(job.line(job.whole), job.whole, Fault(write=1_000_000))

@@ -2,7 +2,7 @@
 
 A maker gets an empty folder and the path of a canary, which its payload would create if anything
 in the file were executed. Tables by the reader that meets the file: CHECKPOINTS, RUNS, REPORTS,
-LOGS, IMAGES, SETS, SETTINGS.
+LOGS, IMAGES, SETS, SETTINGS, STATES. LOCKS are of whoever takes a lock.
 """
 
 import io
@@ -162,11 +162,15 @@ def _more(name: str, content: bytes) -> bytes:
     return content.replace(b"M\x80\x02", claim, 1) if "data.pkl" in name else content
 
 
-def _doubled(content: dict[str, Any], canary: Path) -> None:
+def _deeply() -> list[Any]:
     value: list[Any] = ["lol"]
     for _ in range(60):
         value = [value, value]
-    content["config"]["model"]["mean"] = value
+    return value
+
+
+def _doubled(content: dict[str, Any], canary: Path) -> None:
+    content["config"]["model"]["mean"] = _deeply()
 
 
 def _circular(content: dict[str, Any], canary: Path) -> None:
@@ -531,6 +535,69 @@ SETS: dict[str, tuple[str, Maker]] = {
     "CIFAR that executes": ("cifar10", _cifar),
     "SVHN that executes": ("svhn", _svhn),
 }
+
+
+def _link(path: Path, canary: Path) -> None:
+    path.symlink_to(canary)
+
+
+def _to_mine(path: Path, canary: Path) -> None:
+    mine = canary.with_name("mine")
+    mine.write_text("keys")
+    path.symlink_to(mine)
+
+
+LOCKS: dict[str, Maker] = {
+    "lock that is a link": _to_mine,
+    "lock that is a link to nothing": _link,
+    "lock that is a pipe": lambda path, canary: os.mkfifo(path),
+    "lock that is a folder": lambda path, canary: path.mkdir(),
+}
+"""In place of a lock file, which the maker gets instead of a folder."""
+
+
+def _at(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        _put(*path, value=value)(content, Path())
+
+    return change
+
+
+def _without(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        del content[name]
+
+    return change
+
+
+STATE = ("training", "state")
+MOMENT = (*STATE, "optimizer", "state", 0, "momentum_buffer")
+STATES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "training that is a number": _at("training", value=1),
+    "no configuration": _without("config"),
+    "configuration of text": _at("config", value="linear"),
+    "no data": _without("data"),
+    "moments that double": _at(*MOMENT, value=_deeply()),
+    "moments of another shape": _at(*MOMENT, value=torch.zeros(7)),
+    "moments that are text": _at(*MOMENT, value="lol"),
+    "moments of another optimizer": _at(*MOMENT[:-1], "exp_avg", value=torch.zeros(())),
+    "moments of no tensor": _at(*MOMENT[:-2], 99, value={"momentum_buffer": torch.zeros(())}),
+    "optimizer without groups": _at(*STATE, "optimizer", "param_groups", value=[]),
+    "rate that is text": _at(*STATE, "optimizer", "param_groups", 0, "lr", value="lol"),
+    "average of another network": _at(*STATE, "average", "model", value={"a": torch.zeros(2)}),
+    "weights of another shape": _at(*STATE, "model", "head.bias", value=torch.zeros(3)),
+    "weights that are text": _at(*STATE, "model", value="lol"),
+    "step before the first": _at(*STATE, "step", value=-5),
+    "step that is a half": _at(*STATE, "step", value=0.5),
+    "last logs of text": _at(*STATE, "last", value={"loss": "lol"}),
+    "meter of another kind": _at(*STATE, "meter", "evil", value=1),
+    "reports that double": _at("training", "history", "reports", value=_deeply()),
+    "reports of text": _at("training", "history", "reports", value=[{"loss": "lol"}]),
+    "history with a method": _at("training", "history", "improves", value=1),
+    "history that counts in text": _at("training", "history", "waited", value="lol"),
+    "state to return to that is none": _at("training", "good", value={"step": 3}),
+}
+"""What becomes of the content of last.pt in a run that is to go on."""
 
 
 def _setting(group: str, text: str) -> Maker:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-APPENDED = ("verdicts.jsonl", "certify.tsv", "draws.tsv")
+APPENDED = ("verdicts.jsonl", "certify.tsv", "draws.tsv", "soundness.tsv")
 
 
 def finished(folder: Path, damaged: Path | None = None) -> set[tuple[str, str]]:
@@ -58,7 +58,7 @@ def _of_checkpoints(run: Path, there: Path, name: str) -> Iterator[str]:
 
 
 def _of_texts(run: Path, there: Path) -> Iterator[str]:
-    for name in ("results.json", "metrics.jsonl", "certify.tsv", "draws.tsv", "verdicts.jsonl"):
+    for name in ("results.json", "metrics.jsonl", *APPENDED):
         if (run / name).exists() and _content(run / name) != _content(there / name):
             yield f"{there / name} is another"
 
@@ -67,7 +67,8 @@ def _content(path: Path) -> Any:
     """What a file says, without times."""
     if path.suffix == ".tsv":
         lines = [line.split("\t") for line in path.read_text().splitlines()]
-        return [line[:5] for line in lines]
+        columns = 7 if path.name == "soundness.tsv" else 5  # before the time
+        return [line[:columns] for line in lines]
     if path.suffix == ".jsonl":
         return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     content = _timeless(json.loads(path.read_text()))

@@ -1,5 +1,6 @@
 """Folders of images: labels, sizes, the cache of decoded images, and what is said when it fails."""
 
+import errno
 import os
 from importlib import resources
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import run
 
 from advtrain.data import cache, decode
 from advtrain.data.augment import ShiftFlip
@@ -290,3 +292,88 @@ def test_imagenet100_says_which_classes_are_missing(tmp_path):
     data_files.write_folder(tmp_path, {"train": 1, "val": 1})
     with pytest.raises(DataError, match=r"100 class folders in .*train; 100 of them are not there"):
         load(tmp_path, subset="imagenet100", image_size=8)
+
+
+def made_anew(tmp_path, decoding, damage):
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    before = pixels(load(tmp_path, validation=0).train)
+    for path in caches(tmp_path):
+        path.unlink()
+        damage(path)
+    decoding.clear()
+    assert np.array_equal(pixels(load(tmp_path, validation=0).train), before)
+    assert len(decoding) == 18
+
+
+def as_archive(path):
+    with path.open("wb") as stream:
+        np.savez(stream, a=np.zeros(3, np.uint8))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [as_archive, lambda path: path.write_bytes(b"PK\3\4"), lambda path: os.mkfifo(path)],
+    ids=["archive", "half an archive", "pipe"],
+)
+def test_what_is_no_array_in_place_of_decoded_images_is_made_anew(tmp_path, decoding, damage):
+    made_anew(tmp_path, decoding, damage)
+
+
+def test_decoded_images_are_on_the_disk_before_their_name_is(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(name, real):
+        def call(*args):
+            seen.append(name)
+            return real(*args)
+
+        return call
+
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    for name in ("posix_fallocate", "fsync", "replace"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    load(tmp_path)
+    assert seen == ["posix_fallocate", "fsync", "replace", "fsync"] * 2
+
+
+def test_a_quota_is_met_before_a_page_without_room_ends_the_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(DataError, match=r"Disk quota exceeded.*Set dataset\.cache"):
+        load(tmp_path)
+    assert not caches(tmp_path) and not [*tmp_path.rglob("*.part")]
+
+
+@pytest.mark.parametrize("place", ["open", "convert"])
+def test_a_disk_that_fails_is_no_broken_image(tmp_path, monkeypatch, place):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    size = 8 if place == "convert" else None
+    monkeypatch.setattr(*((Image, "open") if place == "open" else (Image.Image, "convert")), fail)
+    with pytest.raises(DataError, match=r"ant/000\.png cannot be read \(Input/output error\)"):
+        load(tmp_path, image_size=size)
+
+
+def test_memory_that_runs_out_is_no_broken_image(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(MemoryError):
+        load(tmp_path)
+
+
+def test_a_process_that_is_killed_while_it_decodes_is_told(tmp_path, monkeypatch, capsys):
+    data_files.write_folder(tmp_path, {"train": 4, "test": 2})
+    monkeypatch.setattr(cache, "CHUNK", 6)
+    monkeypatch.setattr(decode, "start_worker", os.abort)
+    line = ("dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.validation=0")
+    found = run(tmp_path / "out", *line, "dataset.workers=2", "logger=none", "model=linear")
+    assert found["exit_code"] == 1 and "was killed" in found["error"]
+    assert "Traceback" not in capsys.readouterr().err

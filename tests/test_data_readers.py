@@ -1,5 +1,6 @@
 """Published sets, read from tiny files in their true formats through the public function."""
 
+import errno
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -179,3 +180,24 @@ def test_images_and_labels_must_match_in_number(tmp_path):
     path.write_bytes(content[:4] + np.array([50], dtype=">i4").tobytes() + content[8:58])
     with pytest.raises(DataError, match=r"60 images and 50 labels"):
         load(readers.mnist(), tmp_path)
+
+
+def test_pickles_of_old_versions_do_not_replace_the_files_that_were_looked_for(tmp_path):
+    train, _ = data_files.write_idx(tmp_path, "MNIST")
+    old = tmp_path / "MNIST" / "processed"
+    old.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(9, 28, 28, dtype=torch.uint8), torch.arange(9)), old / name)
+    assert holds(load(readers.mnist(), tmp_path).train, *train)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    data_files.write_idx(tmp_path, "MNIST")
+    monkeypatch.setattr("torchvision.datasets.mnist.read_image_file", fail)
+    with pytest.raises(type(error)) as raised:
+        load(readers.mnist(), tmp_path)
+    assert raised.value is error

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,18 +16,20 @@ from hostile_files import (
     BELL,
     CHECKPOINTS,
     IMAGES,
+    LOCKS,
     LOGS,
     REPORTS,
     RUNS,
     SETS,
     SETTINGS,
+    STATES,
     TAG,
     Maker,
     png,
     sound,
 )
 from report_files import put, results, row
-from running import run
+from running import TRAINING, interrupted, run
 
 from advtrain import main
 from advtrain.adopt import adopt, recorded
@@ -103,8 +106,8 @@ def test_what_is_filled_is_seen_whatever_was_filled_before() -> None:
 
 
 def test_the_corpus_is_no_smaller_than_it_is_said_to_be() -> None:
-    tables = (CHECKPOINTS, RUNS, REPORTS, LOGS, IMAGES, SETS, SETTINGS)
-    assert sum(map(len, tables)) >= 100
+    tables = (CHECKPOINTS, RUNS, REPORTS, LOGS, IMAGES, SETS, SETTINGS, LOCKS, STATES)
+    assert sum(map(len, tables)) >= 128
 
 
 def sentence(told: str, name: str) -> None:
@@ -286,6 +289,50 @@ def test_flags_that_read_unchecked_files_are_refused(
         main.main()
     assert ended.value.code == 2
     sentence(capsys.readouterr().err, flag.partition("=")[0])
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: Any) -> Path:
+    """A training that was stopped in its second epoch, and can go on."""
+    directory: Path = tmp_path_factory.mktemp("half")
+    interrupted(directory, 4, *TRAINING, "average=ema", "watchdog.action=back")
+    return directory
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES)
+def test_a_state_to_go_on_from_is_refused(change: Any, half: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(half, directory)
+    last = directory / "checkpoints" / "last.pt"
+    content = torch.load(last)
+    change(content)
+    torch.save(content, last)
+    with bounded():
+        found = run(directory, *TRAINING, "average=ema", "watchdog.action=back")
+    assert found["exit_code"] == 2
+    sentence(found["error"], "last.pt")
+
+
+@pytest.mark.parametrize("make", LOCKS.values(), ids=LOCKS)
+def test_a_lock_of_others_is_neither_followed_nor_emptied(
+    make: Maker, folder: Path, canary: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    theirs = put(folder / "run", results())
+    for place in (theirs / ".report.lock", theirs / ".lock", folder / ".mnist.lock"):
+        make(place, canary)
+    assert cli.main([str(theirs)]) == 2
+    sentence(capsys.readouterr().err, ".report.lock")
+    line = (*LINE[1:], f"hydra.run.dir={theirs}")
+    monkeypatch.setattr(sys, "argv", ["advtrain", *line])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 2 and not (theirs / ".hydra").exists()
+    sentence(capsys.readouterr().err, f"{theirs / '.lock'}")
+    with pytest.raises(DataError) as refused:
+        readers.read(readers.mnist(), str(folder), True)
+    sentence(str(refused.value), ".mnist.lock")
+    mine = canary.with_name("mine")
+    assert not mine.exists() or mine.read_text() == "keys"
 
 
 def test_a_link_in_place_of_the_plots_leads_nowhere(folder: Path) -> None:

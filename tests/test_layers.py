@@ -9,7 +9,7 @@ import advtrain
 
 ROOT = Path(advtrain.__file__).parent
 ROWS = (
-    "types functional threat hyperplane modes precision ranges seeding stopping files lock"
+    "types functional threat hyperplane modes precision ranges seeding stopping files lock machine"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
     " fingerprints inert world crew exchange sharing foreign archive dense sizing telling",
@@ -22,7 +22,7 @@ ROWS = (
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
     " sweeping slots pool worker messages forecast estimates mirror together places"
-    " fitting config_source",
+    " fitting config_source resuming",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch
@@ -30,7 +30,7 @@ FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
     *("slots", "worker", "messages", "estimates", "world", "together", "foreign", "archive"),
-    *("config_source", "places", "telling"),
+    *("config_source", "places", "telling", "lock", "machine"),
 )
 
 

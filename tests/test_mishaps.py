@@ -4,14 +4,13 @@ import errno
 import math
 import os
 import random
-import tempfile
 
 import pytest
 import torch
 from outcomes import differences, finished
 from running import TINY, TRAINING, run
 
-from advtrain import checkpoints, determinism, evaluation, mishaps, tracking, training
+from advtrain import checkpoints, determinism, evaluation, files, mishaps, tracking, training
 from advtrain.intact import damage
 
 STEPS = 6  # of a training of TRAINING: two epochs of three
@@ -134,15 +133,15 @@ def test_a_tracker_that_breaks_in_the_middle_is_a_warning(tmp_path, trained, mon
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def full(*args, **kwargs):
-    kept = os.path.join(kwargs["dir"], ".kept.tmp")
-    open(kept, "w").close()
-    return os.open("/dev/full", os.O_WRONLY), kept
+def full(path):
+    kept = path.with_name(".kept.tmp")
+    kept.touch()
+    return os.open("/dev/full", os.O_WRONLY), str(kept)
 
 
 def test_a_disk_that_is_full_is_told_and_not_where_torch_was_in_the_file(tmp_path, monkeypatch):
     checkpoints.save(tmp_path / "last.pt", {"model": {"w": torch.ones(3)}})
-    monkeypatch.setattr(tempfile, "mkstemp", full)
+    monkeypatch.setattr(files, "create", full)
     for size in (3, 100_000):
         with pytest.raises(OSError, match="No space left on device") as error:
             checkpoints.save(tmp_path / "last.pt", {"model": {"w": torch.zeros(size)}})

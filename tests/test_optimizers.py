@@ -121,6 +121,25 @@ def test_the_state_of_an_optimizer_with_rates_can_be_loaded():
     assert [group["factor"] for group in second.param_groups] == [1.0, 10]
 
 
+@pytest.mark.parametrize("name", REFERENCE)
+def test_options_are_those_of_the_configuration_and_moments_and_rates_those_saved(name):
+    model, optimizer = network(), make(name, network(), rates={"2": 10})
+    saved = make(name, model, rates={"2": 10})
+    fit(model, saved, {"lr": Constant(0.01)})
+    theirs = saved.state_dict()
+    for group in theirs["param_groups"]:
+        group.update(maximize=True, weight_decay=0.7, betas=(0.0, 0.0), nesterov=False, evil=1)
+    before = [{**group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(theirs)
+    for group, own, given in zip(
+        optimizer.param_groups, before, saved.state_dict()["param_groups"], strict=True
+    ):
+        assert {**group, "lr": 0} == {**own, "lr": 0} and group["lr"] == given["lr"] != own["lr"]
+    for mine, other in zip(optimizer.state.values(), saved.state.values(), strict=True):
+        assert mine.keys() == other.keys() != set()
+        assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
 def test_rates_of_parts_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match=r"^rates: this network has no weights called 3\. They"):
         make("sgd", network(), rates={"3": 10})

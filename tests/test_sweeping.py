@@ -284,3 +284,10 @@ def test_of_folders_of_images_the_place_is_part_of_the_name(tmp_path, capsys):
     assert len(identities(*data, "dataset.root=/a,/b")) == 2
     assert identities(*data, f"dataset.root={Path.cwd()}/a") == identities(*data, "dataset.root=a")
     assert identities("dataset.root=/a") == identities("dataset.root=/b")
+
+
+@pytest.mark.parametrize("told", ['"x"', "[1]", "1e999", "null", "0", "NaN", "true"])
+def test_an_exit_code_that_is_none_is_that_of_a_failure(tmp_path, told):
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "status.json").write_text(f'{{"state": "failed", "exit_code": {told}}}')
+    assert codes(tmp_path) == [1]

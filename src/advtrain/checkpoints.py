@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.dense import require_dense
-from advtrain.files import write_atomic
+from advtrain.files import naming, write_atomic
 from advtrain.foreign import SLACK, Refused, require_plain, require_stored
 from advtrain.intact import damage
+from advtrain.machine import of_machine
 from advtrain.parts import within
+from advtrain.portions import out_of_memory
 
 WEIGHTS = ("model", "state_dict", "model_state_dict", "net")
 PLAIN = ("config", "choices", "data", "judged_by", "scores")
@@ -57,8 +59,14 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
     """The content of a checkpoint, tensors on the CPU; nothing in the file is executed.
 
     CheckpointError: no such file, or one with more in it than weights; Damaged: one that is not as
-    it was written. The message begins with `key`.
+    it was written. The message begins with `key`. OSError, MemoryError: the machine could not read
+    it now, which says nothing of the file.
     """
+    with naming(path):
+        return _content(path, key)
+
+
+def _content(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(
             f"{key}={path}: there is no such file. Give a run directory, a checkpoint file of "
@@ -81,6 +89,8 @@ def load(path: Path, key: str = "checkpoint") -> dict[str, Any]:
             "is not opened: they could run code. Save model.state_dict() alone and give that file."
         ) from error
     except Exception as error:  # a damaged file fails in any way, deep inside the reader
+        if of_machine(error) or out_of_memory(error):
+            raise
         why = "it is no whole file of torch.save"
         raise Damaged(f"{key}={path} is damaged or no checkpoint at all.", why) from error
     if not isinstance(content, Mapping):

@@ -4,16 +4,20 @@ import errno
 import fcntl
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from advtrain.lock import NO_LOCKS, opened
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What is answered where there is no room for a file."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 """What file systems answer that have no hard links."""
+BESIDE = ".advtrain.tmp"
+"""How the names of files end that are to be renamed; nobody else's do."""
 
 
 def write_atomic(
@@ -27,7 +31,7 @@ def write_atomic(
     """
     with naming(path):
         _write_beside(path, write, kept)
-        _sync_names(path.parent)
+        sync_names(path.parent)
 
 
 @contextmanager
@@ -43,14 +47,13 @@ def naming(path: Path) -> Iterator[None]:
 
 def _write_beside(path: Path, write: Callable[[IO[bytes]], object], kept: Path | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    handle, name = create(path)
     try:
         with os.fdopen(handle, "wb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)  # by which `remove_leftovers` sees a writer alive
+            _hold(stream)
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files that only the owner reads
             if kept is not None:
                 keep(path, kept)
             os.replace(name, path)
@@ -60,6 +63,27 @@ def _write_beside(path: Path, write: Callable[[IO[bytes]], object], kept: Path |
         raise
 
 
+def _hold(stream: IO[bytes]) -> None:
+    """By which `remove_leftovers` sees a writer alive; without locks it removes nothing."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def create(path: Path) -> tuple[int, str]:
+    """A new file beside `path` to be written and renamed to it: its descriptor and its name.
+
+    Whom the user's umask lets read may read it, but nobody who may not read what `path` is now.
+    """
+    name = path.with_name(f".{path.name}.{secrets.token_hex(4)}{BESIDE}")
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with suppress(OSError):  # there is none, or a disk that knows no modes
+        os.fchmod(handle, os.fstat(handle).st_mode & (path.lstat().st_mode | 0o600) & 0o777)
+    return handle, str(name)
+
+
 def keep(path: Path, kept: Path) -> None:
     """Let `kept` be the file at `path`, if there is one, which stays where it is.
 
@@ -67,7 +91,7 @@ def keep(path: Path, kept: Path) -> None:
     """
     if not path.exists():
         return
-    beside = kept.with_name(f".{kept.name}.link.tmp")
+    beside = kept.with_name(f".{kept.name}.link{BESIDE}")
     try:
         beside.unlink(missing_ok=True)
         os.link(path, beside)
@@ -80,13 +104,20 @@ def keep(path: Path, kept: Path) -> None:
     beside.unlink(missing_ok=True)  # which is left where both were one file already
 
 
-def remove_leftovers(*folders: Path) -> None:
-    """Remove what writers that were killed left behind; files that are being written stay."""
-    for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            with suppress(OSError), path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+def remove_leftovers(folder: Path, *below: Path) -> None:
+    """Remove what writers that were killed left behind; files that are being written stay.
+
+    Of `below`, folders in `folder`, those that are links are passed by: they may lead anywhere.
+    """
+    for each in (folder, *(path for path in below if not path.is_symlink())):
+        for path in each.glob(f".*{BESIDE}"):
+            with suppress(OSError):
+                handle = opened(path)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,7 +140,7 @@ def write_json(path: Path, value: Any, *, kept: Path | None = None) -> None:
     write_atomic(path, lambda stream: stream.write(text.encode("utf-8")), kept=kept)
 
 
-def _sync_names(folder: Path) -> None:
+def sync_names(folder: Path) -> None:
     """Have the names of files in `folder` on the disk; some file systems cannot be asked to."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -117,9 +148,3 @@ def _sync_names(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

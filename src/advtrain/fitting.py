@@ -7,7 +7,7 @@ images fits. A run that goes on keeps the number that it has; of several process
 fits, and the least counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -69,7 +69,8 @@ def _before(setting: Setting) -> int | None:
     last = setting.directory / "checkpoints" / "last.pt"
     if not newest.exists(last):
         return None
-    found = newest.load_newest(last).get("config", {}).get("batch_size")
+    config = newest.load_newest(last).get("config")
+    found = config.get("batch_size") if isinstance(config, Mapping) else None
     return found if isinstance(found, int) else None
 
 

@@ -70,8 +70,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def require_plain(value: Any) -> None:
+def require_plain(
+    value: Any, *, beside: tuple[type, ...] = (), keys: tuple[type, ...] = (str,)
+) -> None:
     """Refused: `value` is no tree of mappings with names, lists and scalars, or a huge one.
+
+    `beside`: what it may hold beside scalars. `keys`: what may be in the place of names.
 
     A container that is reached twice counts twice, so nothing behind this has to fear its copies.
     """
@@ -79,12 +83,12 @@ def require_plain(value: Any) -> None:
     while open_:
         node, depth = open_.pop()
         if isinstance(node, Mapping):
-            if not all(isinstance(key, str) for key in node):
+            if not all(isinstance(key, keys) for key in node):
                 raise Refused("a key is no text")
             below = list(node.values())
         elif isinstance(node, list | tuple):
             below = list(node)
-        elif node is None or isinstance(node, str | int | float):
+        elif node is None or isinstance(node, (str, int, float, *beside)):
             continue
         else:
             raise Refused(f"it holds a {type(node).__name__}, which is no plain value")

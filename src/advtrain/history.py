@@ -41,4 +41,12 @@ class History:
         return {**vars(self), **lists}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state, best=tuple(state["best"]))
+        """ValueError: what was saved is no history."""
+        given = {**state, "best": tuple(state["best"])}
+        for name, value in given.items():
+            if type(value) is not type(vars(self).get(name)):
+                raise ValueError(f"{ascii(name)[:60]} of its history is of another kind")
+        lists = (given["best"], *(report.values() for report in given.get("reports", ())))
+        if not all(type(each) in (int, float) for values in lists for each in values):
+            raise ValueError("a report of its history holds what is no number")
+        vars(self).update(given)

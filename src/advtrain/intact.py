@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from advtrain.archive import astray, is_archive
+from advtrain.machine import of_machine
 
 
 def damage(path: Path) -> str:
@@ -15,7 +16,7 @@ def damage(path: Path) -> str:
 
     It cannot where the file is no zip, as before torch 1.6, or was saved without checksums.
     Archives that unpack to more than they are, which torch.save makes none of, are not unpacked to
-    see.
+    see. OSError, MemoryError: the machine could not read it now.
     """
     if not is_archive(path):
         return ""
@@ -28,5 +29,7 @@ def damage(path: Path) -> str:
             summed = bounded and any(part.CRC for part in parts)
             wrong = archive.testzip() if summed else None
     except Exception as error:  # the list of its parts is damaged, which fails in any way
+        if of_machine(error):
+            raise
         return f"its list of parts is not readable ({type(error).__name__})"
     return f"the checksum of {wrong} is another" if wrong else ""

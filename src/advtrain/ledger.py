@@ -85,7 +85,12 @@ def await_others(folders: Sequence[Path]) -> None:
 def codes(sweep: Path) -> list[int]:
     """The exit code of each job that was begun."""
     found = [status.read(path.parent) for path in sweep.glob(f"*/{status.FILE}")]
-    return [0 if each.get("state") == "done" else int(each.get("exit_code") or 1) for each in found]
+    return [0 if each.get("state") == "done" else _code(each.get("exit_code")) for each in found]
+
+
+def _code(told: Any) -> int:
+    """The exit code of a job that is not done: 1 where its status tells none, or what is none."""
+    return told if type(told) is int and told else 1
 
 
 def _identity(sweep: Path, folder: Path) -> str:

@@ -139,7 +139,7 @@ def _refuse_occupied(directory: Path) -> None:
     """ConfigError: a job is at work there; Hydra would write this line's `.hydra` over its own."""
     lock = directory / ".lock"
     try:
-        with locked(lock, wait=0) if lock.exists() else nullcontext():
+        with locked(lock, wait=0) if os.path.lexists(lock) else nullcontext():
             pass
     except BlockingIOError as error:
         raise ConfigError(

@@ -1,5 +1,7 @@
 """What befalls a machine, in a sentence: full memory, full disks, files not to be written."""
 
+from concurrent.futures.process import BrokenProcessPool
+
 from advtrain.files import FULL
 from advtrain.portions import TooLarge, out_of_memory
 
@@ -14,6 +16,11 @@ def told(error: Exception) -> str | None:
             f"memory ran out{f' ({reason})' if reason else ''}. What was saved before is whole. An "
             "evaluation needs less with a smaller eval.batch_size or eval.certify.batch_size, a "
             "training with a smaller batch_size (auto finds one), either with precision=bf16."
+        )
+    if isinstance(error, BrokenProcessPool):
+        return (
+            "a process that this command had started was killed, perhaps because memory ran out. "
+            "What was saved before is whole. dataset.workers=1 decodes images in the command's own."
         )
     if not isinstance(error, OSError) or error.errno is None:
         return None

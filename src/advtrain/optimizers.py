@@ -24,6 +24,8 @@ Parameters = Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]]
 Groups = list[dict[str, object]]
 GUARDED = ("step", "zero_grad", "add_param_group", "state_dict", "load_state_dict")
 """Methods that PyTorch hides from its compiler, for which their first call imports it."""
+SCHEDULED = ("lr", "momentum")
+"""Options that a schedule may set."""
 
 
 def sgd(
@@ -82,7 +84,7 @@ def unguarded(kind: Any) -> Any:
 
 def require_rates(optimizer: optim.Optimizer, rates: Mapping[str, Schedule]) -> None:
     """Raise ValueError if a schedule drives something that the optimizer does not have."""
-    known = [name for name in ("lr", "momentum") if name in optimizer.defaults]
+    known = [name for name in SCHEDULED if name in optimizer.defaults]
     for name in rates:
         if name not in known:
             raise ValueError(
@@ -124,9 +126,12 @@ def _fused(groups: Groups) -> bool:
 def _aligned(optimizer: optim.Optimizer) -> optim.Optimizer:
     """Fused kernels go by memory, where a gradient or a moment may lie otherwise than its weights.
 
-    So may one from a file, or a gradient that a descent has made: then it is laid out anew.
+    So may one from a file, or a gradient that a descent has made: then it is laid out anew. What a
+    file has of another shape is refused by load_state_dict, with ValueError.
     """
     optimizer.register_step_pre_hook(_lay_gradients)
+    optimizer.register_load_state_dict_pre_hook(_keep_options)
+    optimizer.register_load_state_dict_post_hook(_require_moments)
     optimizer.register_load_state_dict_post_hook(_lay_moments)
     return optimizer
 
@@ -136,6 +141,28 @@ def _lay_gradients(optimizer: optim.Optimizer, *given: Any) -> None:
         for each in group["params"]:
             if each.grad is not None and not _alike(each, each.grad):
                 each.grad = torch.empty_like(each).copy_(each.grad)
+
+
+def _keep_options(optimizer: optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with the options of the configuration, but for what schedules set."""
+    groups = [
+        {**own, "params": theirs["params"]}
+        | {name: float(theirs[name]) for name in SCHEDULED if name in own}
+        for own, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True)
+    ]
+    return {"state": saved["state"], "param_groups": groups}
+
+
+def _require_moments(optimizer: optim.Optimizer) -> None:
+    sgd = isinstance(optimizer, optim.SGD)
+    names = {"momentum_buffer"} if sgd else {"step", "exp_avg", "exp_avg_sq"}
+    for each, state in optimizer.state.items():
+        if state and set(state) != names:
+            raise ValueError("the state of the optimizer is that of another")
+        for name, value in state.items():
+            shape = torch.Size() if name == "step" else each.shape
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} of a tensor {tuple(each.shape)} has another shape")
 
 
 def _lay_moments(optimizer: optim.Optimizer) -> None:

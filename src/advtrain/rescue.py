@@ -93,6 +93,8 @@ class Rescue:
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        if saved["good"]:  # what training may return to must fit, which is found out now
+            self.state.load_state_dict(saved["good"])
         self.state.load_state_dict(saved["state"])
         self.history.load_state_dict(saved["history"])
         self.good = dict(saved["good"])

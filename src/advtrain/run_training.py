@@ -24,6 +24,7 @@ from advtrain.plans import Validation
 from advtrain.portions import Room
 from advtrain.progress import Progress
 from advtrain.rescue import Rescue
+from advtrain.resuming import resume, understood
 from advtrain.run_validation import validate
 from advtrain.runs import Setting, make_model, start_weights
 from advtrain.stopping import Stopped
@@ -102,8 +103,10 @@ def train(
 
 def _goes_on(last: Path, resume: bool) -> bool:
     """Whether to go on from `last`; never leaves older weights beside the numbers of a new run."""
-    if newest.exists(last) and resume and not newest.lost_at_once(last):
-        return True
+    if resume and newest.exists(last):
+        if not newest.lost_at_once(last):
+            return True
+        newest.set_aside(last)
     newest.remove(last)
     last.with_name("best.pt").unlink(missing_ok=True)
     return False
@@ -258,14 +261,15 @@ def _resume(path: Path, rescue: Rescue, setting: Setting) -> None:
             f"{path} holds nothing to resume from. Use resume=false to start again, or "
             "checkpoint= to start from its weights in another directory."
         )
-    before = {**identity(content["config"]), "data": content["data"]}
+    with understood(path):
+        before = {**identity(content["config"]), "data": content["data"]}
     wanted = {**identity(setting.config), "data": described(setting.data)}
     for key, (then, now) in differences(before, wanted).items():
         raise ConfigError(
             f"{key}={now}, but {path.parents[1]} holds a run with {key}={then}. Continue it with "
             "the same configuration, choose another hydra.run.dir, or start anew by resume=false."
         )
-    rescue.load_state_dict(content["training"])
+    resume(rescue, content["training"], path)
 
 
 def differences(a: Any, b: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

@@ -81,9 +81,8 @@ def jobs(config: DictConfig, context: HydraContext, arguments: Sequence[str]) ->
     refuse_unread(vain)
     if repeated := len(lines) - len(found):
         which = next(filter(None, (twin(*pair) for pair in alike)), "the same line")
-        tell(
-            f"advtrain: {repeated} of {len(lines)} jobs compute what another does ({which}): left out."
-        )
+        same = f"{repeated} of {len(lines)} jobs compute what another does"
+        tell(f"advtrain: {same} ({which}): left out.")
     return list(found.values())
 
 

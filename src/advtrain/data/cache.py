@@ -2,7 +2,7 @@
 
 The file's name is a digest of the list of images, their sizes and times and of how they are
 decoded, so a changed folder gets a new file. It is written under another name and renamed when
-complete; a writer that is killed leaves a part that the next one overwrites.
+complete and on the disk; a writer that is killed leaves a part that the next one overwrites.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import numpy as np
 
 from advtrain.data import decode
 from advtrain.data.errors import DataError
+from advtrain.files import sync_names
 from advtrain.lock import locked
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def decoded(
                 _write(target, shape, [str(path) for path in paths], recipe, workers)
                 found = _opened(target, shape)
     except OSError as error:
+        if error.filename in set(map(str, paths)):  # the images' disk, not that of the cache
+            raise
         raise DataError(
             f"decoded images cannot be kept in {where} ({error}). Set dataset.cache to a folder "
             "that can be written."
@@ -75,9 +78,11 @@ def _digest(paths: Sequence[Path], recipe: decode.Recipe, root: Path) -> str:
 
 def _opened(target: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The file as a private map (what is written to it stays in memory), if it is whole."""
+    if not target.is_file():  # a pipe would be waited for
+        return None
     try:
-        found = np.load(target, mmap_mode="c")
-    except (OSError, ValueError, EOFError):
+        found = np.lib.format.open_memmap(target, mode="c")
+    except Exception:  # it is damaged, or another file, in any way: it is made anew
         return None
     return found if found.shape == shape and found.dtype == np.uint8 else None
 
@@ -98,10 +103,23 @@ def _write(
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
         rows.flush()
         del rows
-        _fill(str(part), paths, recipe, workers)
+        with part.open("r+b") as stream:
+            _take_room(stream.fileno(), part.stat().st_size)
+            _fill(str(part), paths, recipe, workers)
+            os.fsync(stream.fileno())
         os.replace(part, target)
+        sync_names(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _take_room(handle: int, size: int) -> None:
+    """OSError: the disk, or a quota, has no room for `size` bytes.
+
+    A mapped page without room ends the process by SIGBUS, without a word.
+    """
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        os.posix_fallocate(handle, 0, size)
 
 
 def _fill(part: str, paths: list[str], recipe: decode.Recipe, workers: int) -> None:

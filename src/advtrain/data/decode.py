@@ -13,7 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from advtrain.files import naming
 from advtrain.foreign import brief
+from advtrain.machine import of_machine
 
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 MOST = 1 << 26
@@ -85,16 +87,22 @@ def size_of(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file, its pixels not read yet. Broken: whatever goes wrong in the block, or more
-    pixels than MOST.
+    pixels than MOST. OSError, MemoryError: the machine cannot read it now.
 
     Only FORMATS are known: what else Pillow opens may start other programs, as PostScript does.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        with (
+            naming(Path(path)),
+            warnings.catch_warnings(action="ignore"),
+            Image.open(path, formats=FORMATS) as image,
+        ):
             if image.width * image.height > MOST:
                 raise ValueError(f"{image.height} x {image.width} pixels, more than {MOST:,}")
             yield image
     except Exception as error:  # a damaged file fails in any way, deep inside a decoder
+        if of_machine(error):
+            raise
         raise Broken(
             f"{path} cannot be read as an image ({brief(error)}). Replace or remove it."
         ) from error

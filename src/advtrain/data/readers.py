@@ -21,6 +21,8 @@ from torch import Tensor
 from advtrain.data import idx
 from advtrain.data.errors import DataError
 from advtrain.lock import locked
+from advtrain.machine import of_machine
+from advtrain.portions import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +173,8 @@ def _open(source: Source, root: str) -> tuple[Raw, Raw, tuple[str, ...]]:
             train, test = (source.open(str(where), part, False) for part in (True, False))
             parts = _raw(train), _raw(test)
     except Exception as error:  # a foreign file can fail anywhere in a reader
+        if of_machine(error) or out_of_memory(error):
+            raise
         raise DataError(
             f"{source.name}: the files in {where} (dataset.root) are damaged or not the original "
             f"ones ({_brief(error)}). Remove {', '.join(source.files)} and get them again."
