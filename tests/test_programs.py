@@ -1,6 +1,7 @@
 """Compiled programs: the same numbers as the plain path, one program for a size, no breaks."""
 
 import copy
+import gc
 import logging
 from functools import partial
 from typing import Any
@@ -12,16 +13,19 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
-from advtrain import optimizers
+from advtrain import optimizers, programs, runs
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import margin
-from advtrain.attacks.pgd import fgsm, pgd
+from advtrain.attacks.pgd import fgsm, pgd, rfgsm
 from advtrain.attacks.starts import normal
 from advtrain.averages import Last
+from advtrain.conditions import alike
 from advtrain.config import ConfigError
+from advtrain.defenses.multi_attack import MultiAttack
 from advtrain.defenses.pgd_at import PgdAt
 from advtrain.defenses.trades import Trades
 from advtrain.descents.plain import Plain
+from advtrain.models.oat import oat_small_cnn
 from advtrain.models.resnet import cifar_resnet
 from advtrain.models.small import mnist_cnn, small_cnn
 from advtrain.models.wide_resnet import wide_resnet
@@ -60,6 +64,7 @@ ATTACKS = {
     "any": partial(pgd, threat=Linf(0.1), steps=2, step_size=0.05, keep="any", objective=margin),
     "mim": partial(mim, threat=Linf(0.1), steps=3, step_size=0.04, decay=1.0),
     "fgsm": partial(fgsm, threat=Linf(0.1)),
+    "rfgsm": partial(rfgsm, threat=Linf(0.1), noise_share=0.5),
 }
 
 
@@ -76,18 +81,99 @@ def test_an_attack_on_a_compiled_network_gives_the_same_images(name: str) -> Non
     assert (found[0] - batch(12)[0]).abs().amax() > 0.05
 
 
+def moves(index: int) -> dict[str, Any]:
+    """Attacks of a radius that grows with `index`."""
+    threat = Linf(0.1 + 0.01 * index)
+    return {
+        "pgd": partial(pgd, threat=threat, steps=3, step_size=0.04 + 0.01 * index),
+        "fgsm": partial(fgsm, threat=threat),
+        "rfgsm": partial(rfgsm, threat=threat, noise_share=0.5),
+    }
+
+
+@pytest.mark.parametrize("name", moves(0))
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
-def test_steps_of_an_attack_are_one_program_whatever_its_radius_and_its_batch(low: bool) -> None:
+def test_steps_of_an_attack_are_one_program_whatever_its_radius_and_its_batch(
+    name: str, low: bool
+) -> None:
     counter = CompileCounter()
     model = compiled(low_precision(plain()) if low else plain(), backend=counter)
-    sizes = [12, 12, 12, 12, 5, 12]  # a short one runs as it is
-    for index, images in enumerate(sizes):
-        attack = partial(
-            pgd, threat=Linf(0.1 + 0.01 * index), steps=3, step_size=0.04 + 0.01 * index
-        )
+    for index, images in enumerate([12, 12, 12, 12, 5, 12]):  # a short one runs as it is
         with crafting(model, "eval"):
-            attack(model, *batch(images, index))
+            moves(index)[name](model, *batch(images, index))
     assert counter.frame_count == 1
+
+
+class Calls:
+    """A backend that counts how often its programs run."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, inputs: Any) -> Any:
+        def run(*given: Any) -> Any:
+            self.count += 1
+            return graph(*given)
+
+        return run
+
+
+def test_a_loss_of_more_images_than_an_attack_leaves_the_attack_compiled() -> None:
+    calls = Calls()
+    model = compiled(plain(), backend=calls)
+    attacks = {name: ATTACKS["linf"] for name in ("one", "two")}
+    defense = MultiAttack(attacks=attacks, rule="avg", seed=0, craft_mode="eval")
+    for index in range(3):
+        before = calls.count
+        with crafting(model, "eval"):
+            parcel = defense.craft(model, *batch(8, index), Moment(index, index / 3, index / 4))
+        assert calls.count == before + 6
+        loss, _ = defense.loss(model.train(), parcel)
+        loss.backward()
+        assert calls.count == before + 7
+
+
+def test_a_network_that_is_told_more_than_images_says_once_that_it_runs_as_it_is(
+    caplog: Any,
+) -> None:
+    keys = {"lambdas": [0, 1], "encoding": "rand", "code_size": 4, "dual": True, "film_offset": 1.0}
+    model = compiled(oat_small_cnn(SHAPE, 10, **keys), backend="eager")
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        for _ in range(2):
+            model(batch(4)[0], alike(0.5, batch(4)[0]))
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("compile: ConditionalNetwork is called with more than images")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_no_images_are_no_program(training: bool) -> None:
+    counter = CompileCounter()
+    model = compiled(plain().train(training), backend=counter)
+    if not training:  # nor can batch norm do without
+        assert model(batch(0)[0]).shape == (0, 10)
+    assert fgsm(model, *batch(0), threat=Linf(0.1)).shape == (0, *SHAPE)
+    assert counter.frame_count == 0
+
+
+def test_networks_of_one_process_do_not_use_up_each_others_programs(monkeypatch: Any) -> None:
+    counts = []
+    monkeypatch.setattr(programs, "PROGRAMS", 2)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for side in range(8, 12):
+            counter = CompileCounter()
+            model = compiled(small_cnn((1, side, side), 10, **RAW).eval(), backend=counter)
+            model(torch.rand(4, 1, side, side))
+            counts.append(counter.frame_count)
+            del model
+    assert counts == [1] * 4
+
+
+def test_a_finished_job_leaves_no_compiled_network(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(runs, "compiled", partial(compiled, backend="eager"))
+    given = (*TRAINING[:-1], "eval=quick", "compile=true")
+    assert run(tmp_path, *given)["exit_code"] == 0
+    gc.collect()
+    assert not programs._alive
 
 
 NETWORKS = {

@@ -10,6 +10,7 @@ from running import DATA, FITTING, TRAINING, configuration, run
 from test_smoothing import HalfSpace
 from torch import nn
 
+from advtrain import run_soundness
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.autoattack import AutoAttack
 from advtrain.attacks.clean import clean
@@ -30,6 +31,7 @@ from advtrain.certification.soundness import (
 )
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting
+from advtrain.precision import is_low
 from advtrain.threat import L2, Linf
 
 INSIDE = unclipped(threat=L2(0.99))
@@ -222,6 +224,22 @@ def test_a_run_attacks_its_certificates_and_finds_forged_ones(attacked, trained,
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len([each for each in errors if "is broken" in each.getMessage()]) == len(broken)
     assert (attacked / "table.md").exists() and (attacked / "report.html").exists()
+
+
+def test_certificates_of_bf16_are_asked_in_bf16_where_no_copy_is_attacked(
+    trained, tmp_path, monkeypatch
+):
+    seen = []
+
+    def challenged(g, *args, **keys):
+        seen.append(is_low(g.model.model))
+        return challenge(g, *args, **keys)
+
+    monkeypatch.setattr(run_soundness, "challenge", challenged)
+    monkeypatch.setattr(run_soundness, "swift", lambda model, x: model)
+    given = (*SMALL, f"checkpoint={trained}", "eval.size=4", "eval.certify.precision=bf16")
+    assert run(tmp_path, *given)["exit_code"] == 0
+    assert seen and all(seen)
 
 
 def test_a_killed_check_goes_on_after_its_last_line(attacked, trained):

@@ -4,17 +4,24 @@ A compiled network is one program for each number of images. In evaluation mode 
 on each other, so a batch is filled up to a size that is there: the largest one seen, its half, its
 quarter and so on. In training mode they do, and the one short minibatch of an epoch runs as it is
 written. Functions around a network that gradients run through inside, as a step of an attack, are
-compiled with it, whole.
+compiled with it, whole; each has a minibatch of its own.
 
-What does not compile is told once, by name, and runs as it is written.
+What does not compile is told once, by name, and runs as it is written. So do calls with more than
+images, as those of a network that is told a lambda beside them.
+
+The compiler counts programs by the code that they are of, which all networks of a process share,
+and keeps them. A network that finds no other alive has them dropped.
 """
 
+import gc
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +37,7 @@ GRADIENTS = "trace_autograd_ops"  # of dynamo's settings: programs may hold torc
 DYNAMOS = "The .grad attribute of a Tensor that is not a leaf"
 """A warning that dynamo raises about what it looks at itself."""
 
+_alive: WeakSet[nn.Module] = WeakSet()  # networks with compiled calls
 _resting: ContextVar[bool] = ContextVar("resting", default=False)
 
 
@@ -45,7 +53,12 @@ def compiled(model: nn.Module, *, backend: Any = "inductor", graphs: bool = Fals
     if hasattr(dynamo, GRADIENTS):
         setattr(dynamo, GRADIENTS, True)
     warnings.filterwarnings("ignore", DYNAMOS)
+    if _alive:
+        gc.collect()  # a network and what is compiled of it hold each other
+    if not _alive:
+        torch._dynamo.reset()
     model._compiled_call_impl = Static(model, backend, graphs)
+    _alive.add(model)
     return model
 
 
@@ -82,15 +95,20 @@ class Static:
         self.network = torch.compile(model._call_impl, **self.options)
         self.programs: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
         self.refused: set[object] = set()
-        self.minibatch = 0  # images of the largest batch in training mode
-        self.most = 0  # and in evaluation mode
+        self.told_of_more = False
+        self.minibatch: Counter[object] = Counter()  # images of the largest, by what sees it whole
+        self.most = 0  # images of the largest batch in evaluation mode
 
     def __call__(self, x: Tensor, *more: Any, **options: Any) -> Any:
         plain = self.model._call_impl
-        if torch.compiler.is_compiling() or _resting.get() or more or options:
+        if torch.compiler.is_compiling() or _resting.get() or not len(x):
+            return plain(x, *more, **options)
+        if more or options:
+            self._tell_of_more()
             return plain(x, *more, **options)
         if any(part.training for part in self.model.modules()):
-            return self._run(self.network, plain, x) if self._whole(x) else plain(x)
+            whole = self._whole(self.network, x)
+            return self._run(self.network, plain, x) if whole else plain(x)
         size = self._size(len(x))
         logits: Tensor = self._run(self.network, plain, filled(x, size))
         return logits if size == len(x) else logits[: len(x)]
@@ -101,7 +119,7 @@ class Static:
             self.programs[function] = torch.compile(function, fullgraph=True, **self.options)
 
         def run(x: Tensor, *more: Any) -> Tensor:
-            if _resting.get() or not self._whole(x):
+            if _resting.get() or not self._whole(function, x):
                 with at_rest():
                     return function(x, *more)
             found: Tensor = self._run(self.programs[function], function, x, *more)
@@ -109,9 +127,9 @@ class Static:
 
         return run  # type: ignore[return-value]
 
-    def _whole(self, x: Tensor) -> bool:
-        self.minibatch = max(self.minibatch, len(x))
-        return len(x) == self.minibatch
+    def _whole(self, by: object, x: Tensor) -> bool:
+        self.minibatch[by] = max(self.minibatch[by], len(x))
+        return 0 < len(x) == self.minibatch[by]
 
     def _size(self, images: int) -> int:
         """The least of `most`, its half and so on, that is not below `images`."""
@@ -131,6 +149,14 @@ class Static:
                 self.refused.add(fast)
                 self._tell(plain, error)
         return plain(*given)
+
+    def _tell_of_more(self) -> None:
+        if not self.told_of_more:
+            logger.warning(
+                "compile: %s is called with more than images, as a lambda, and runs as it is.",
+                type(self.model).__name__,
+            )
+        self.told_of_more = True
 
     def _tell(self, plain: Callable[..., Any], error: Exception) -> None:
         name = type(self.model).__name__

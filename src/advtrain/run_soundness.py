@@ -98,8 +98,8 @@ def soundness(
         ATTEMPTS.writer(log) if leads() else nullcontext() as writer,
         bar,
     ):
+        stack.enter_context(full_precision(fast))  # first: it may be the network itself
         stack.enter_context(computing_in(model, plan.precision))
-        stack.enter_context(full_precision(fast))
         for network in (model, fast):
             stack.enter_context(crafting(network, "eval"))
         for attempt in divided(missing, attempted, stop):

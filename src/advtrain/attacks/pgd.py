@@ -28,6 +28,7 @@ from advtrain.programs import program
 from advtrain.ranges import Count, NonNegative, Range, Unit, require
 from advtrain.types import Classifier, Gain, Objective, Start, Threat
 
+Project = Callable[[Tensor], Tensor]
 Rule = Callable[[Tensor], Tensor]
 """A gradient to a direction of unit norm; may remember the gradients of this run."""
 
@@ -48,8 +49,7 @@ def fgsm(
     Exact on a linear model with two classes. With an l2 threat this is the fast gradient method.
     """
     gain = (descending(objective) if targeted else objective)(model, x, y)
-    _, gradient = evaluate(gain, x)
-    return threat.project(step(x, threat.steepest(gradient), threat.eps), x)
+    return ascent(model, threat.eps, x)(x, gain, threat.steepest, threat.around(x))
 
 
 @guarded
@@ -73,8 +73,8 @@ def rfgsm(
     noise = threat.steepest(normal(x, generator))
     x_adv = project(step(x, noise, noise_share * threat.eps))
     gain = (descending(objective) if targeted else objective)(model, x, y)
-    _, gradient = evaluate(gain, x_adv)
-    return project(step(x_adv, threat.steepest(gradient), (1 - noise_share) * threat.eps))
+    rest = (1 - noise_share) * threat.eps
+    return ascent(model, rest, x)(x_adv, gain, threat.steepest, project)
 
 
 @guarded
@@ -147,13 +147,12 @@ def climb(
     bind = descending(objective) if targeted else objective
     gain = bind(watched if choosing else model, x, y)
     project = threat.around(x)
-    forward = program(model, ascend)
-    size = step_size if forward is ascend else x.new_full((), step_size)
+    forward = ascent(model, step_size, x)
     for _ in range(restarts):
         x_adv, direction = project(start(x, threat, generator=generator)), rule()
         for _ in range(steps):
             if keep == "last":
-                x_adv = forward(x_adv, gain, direction, size, project)
+                x_adv = forward(x_adv, gain, direction, project)
                 continue
             value, gradient = evaluate(gain, x_adv)
             best.offer(x_adv, value, watched.logits)
@@ -164,12 +163,17 @@ def climb(
     return best.x if choosing else x_adv
 
 
+def ascent(
+    model: Classifier, size: float, like: Tensor
+) -> Callable[[Tensor, Gain, Rule, Project], Tensor]:
+    """`ascend` by steps of `size`, one program with `model` inside where that is compiled."""
+    forward = program(model, ascend)
+    length = size if forward is ascend else like.new_full((), size)
+    return lambda x_adv, gain, direction, project: forward(x_adv, gain, direction, project, length)
+
+
 def ascend(
-    x_adv: Tensor,
-    gain: Gain,
-    direction: Rule,
-    size: float | Tensor,
-    project: Callable[[Tensor], Tensor],
+    x_adv: Tensor, gain: Gain, direction: Rule, project: Project, size: float | Tensor
 ) -> Tensor:
     """One ascent of length `size` and its projection."""
     _, gradient = evaluate(gain, x_adv)

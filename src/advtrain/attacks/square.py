@@ -11,6 +11,8 @@ l-infinity (alg. 2): from vertical stripes of +-eps, the square goes to an end o
 one sign per channel. l2 (alg. 3): from a tiling with bumps, a window takes over the mass of
 another, and what the box has cut from eps, and a bump is added to it.
 
+A network in low precision is asked in float32: rounding hides what a query gains.
+
 Differs: squares may touch the last row and column, as in the paper; AutoAttack's code never draws
 those. Targeted runs ascend the margin too, where that takes cross-entropy, and a tie never fools.
 Tiles are centred along each side, so images need not be square. For l2 the authors scale the
@@ -20,7 +22,6 @@ whole perturbation to eps after each move; the move alone leads there, so only w
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from types import EllipsisType
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from torch import Generator, Tensor
 
 from advtrain.attacks.guard import exact, guarded
 from advtrain.attacks.pgd import step
-from advtrain.attacks.survivors import Found, advance, confirmed, separable
+from advtrain.attacks.survivors import Found, advance, separable
 from advtrain.draws import signs
 from advtrain.ranges import Count, Range, Unit, require
 from advtrain.types import Classifier, Threat
@@ -100,12 +101,11 @@ def square(
         return x_adv
     plan = _squares if threat.norm == "linf" else _bumps
     table = [i * SPAN // (schedule or queries) for i in range(queries)]
-    # In full precision if targeted, for `confirmed` knows labels to leave only.
-    with torch.no_grad(), exact(model) if targeted else nullcontext():
+    with torch.no_grad(), exact(model):  # what a proposal gains is often less than rounding
         logits = model(x)
         clean = _begin(x, x, y, logits)
         clean = clean._replace(fooled=_margin(logits, clean, targeted) > 0)
-        fooled, highest = confirmed(model, clean).fooled, clean.margin
+        fooled, highest = clean.fooled, clean.margin
         for _ in range(restarts):
             rows = (~fooled).nonzero().squeeze(1)
             if not len(rows):

@@ -32,6 +32,8 @@ from advtrain.types import Logs, Moment, Objective, Start, TrainingAttack
 Statistics = dict[_BatchNorm, list[tuple[Tensor, Tensor]]]
 """Mean and variance (C,) of the batch in each call of a batch norm, in the order of the calls."""
 
+LENT = "lent_statistics"  # of a layer: those that its next calls borrow
+
 
 @dataclass
 class Llr(Defense):
@@ -95,16 +97,17 @@ def noting(model: nn.Module) -> Iterator[Statistics]:
 def borrowing(statistics: Statistics) -> Iterator[None]:
     """Inside, those batch norms normalise with the statistics given; running ones stay."""
     for layer, calls in statistics.items():
-        layer.__dict__["forward"] = partial(_normalised, layer, iter(calls))
+        layer.__dict__["forward"] = partial(_normalised, layer)
+        layer.__dict__[LENT] = list(calls)  # on the layer, where blocks that recompute look
     try:
         yield
     finally:
         for layer in statistics:
-            del layer.__dict__["forward"]
+            del layer.__dict__["forward"], layer.__dict__[LENT]
 
 
-def _normalised(layer: _BatchNorm, calls: Iterator[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-    mean, variance = next(calls)
+def _normalised(layer: _BatchNorm, x: Tensor) -> Tensor:
+    mean, variance = layer.__dict__[LENT].pop(0)
     scale = (variance + layer.eps).rsqrt()
     if layer.affine:
         scale = scale * layer.weight

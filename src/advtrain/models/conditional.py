@@ -18,6 +18,7 @@ its neighbours, which is our extension. Below the least nonzero lambda that line
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import pi
 from typing import Literal
 
@@ -87,12 +88,12 @@ class SingleNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+@dataclass(eq=False)
 class Dial:
     """The condition of the pass that is going on: codes (B, d) or (1, d), and leading zeros."""
 
-    def __init__(self) -> None:
-        self.codes: Tensor | None = None
-        self.zeros = 0
+    codes: Tensor | None = None
+    zeros: int = 0
 
 
 class ConditionalNorm(nn.Module):

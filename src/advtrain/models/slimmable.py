@@ -9,6 +9,7 @@ dual. At width 1 this is the plain conditional network.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,10 +23,11 @@ from advtrain.ranges import Range, require
 WIDTH = Range(0, 1, open_low=True, hint="1 is the full network, 0.5 half of its channels")
 
 
+@dataclass(eq=False)
 class Choice:
     """The width of the pass that is going on, by its place among the widths; the last is 1."""
 
-    place = -1
+    place: int = -1
 
 
 class SlimConv2d(nn.Conv2d):
