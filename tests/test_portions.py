@@ -191,7 +191,7 @@ def test_auto_is_a_number_that_a_continued_run_keeps(
     again = run(tmp_path / "out", *given, "batch_size=auto", "eval=none", "epochs=1")
     assert again["exit_code"] == 0
     none = run(tmp_path / "none", *given, *auto, "epochs=1")
-    assert none["exit_code"] == 1 and "one image is too large" in none["error"]
+    assert none["exit_code"] == 1 and "2 images are too large" in none["error"]
 
 
 def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

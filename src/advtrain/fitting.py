@@ -2,7 +2,7 @@
 
 A training minibatch is the largest power of two for which a step of this run fits into memory, and
 no larger than MOST, nor than leaves an epoch UPDATES steps: methods are not tuned for more, and
-their rates stay as they are. A batch of an evaluation is the largest for which the gradient to the
+their rates stay as they are. It is at least PAIR, for batch norm may refuse a single image. A batch of an evaluation is the largest for which the gradient to the
 images fits. A run that goes on keeps the number that it has; of several processes each finds what
 fits, and the least counts.
 """
@@ -25,28 +25,32 @@ from advtrain.run_training import begun, method_of
 from advtrain.runs import Setting
 from advtrain.seeding import stream
 from advtrain.sharing import sharing
-from advtrain.training import train_step
+from advtrain.training import TrainingRefused, train_step
 from advtrain.types import Moment
 from advtrain.world import ALONE, here, within
 
 AUTO = "auto"
 MOST = 1024
 UPDATES = 16
+PAIR = 2
 PROBES = 16  # images on which the copy that is attacked is held against the network
 MIDDLE = Moment(step=101, epoch=1.01, progress=0.505, batch=1)  # where attacks are at full radius
 
 
 def for_training(setting: Setting) -> Setting:
-    """`setting` with the `batch_size` of a training. TooLarge: one image is too large."""
+    """`setting` with the `batch_size` of a training.
+
+    TooLarge: PAIR images are too large. TrainingRefused: the method cannot train this network.
+    """
     if setting.config["batch_size"] != AUTO:
         return setting
     before = of_leader(partial(_before, setting)) if setting.config["resume"] else None
     if before is not None:
         return _with_batch_size(setting, before)
     size, processes = len(setting.data.train), here().size
-    most = max(1, min(MOST, size // UPDATES) // processes)
+    most = max(PAIR, min(MOST, size // UPDATES) // processes)
     with within(ALONE):
-        found = largest(_step(setting), most, setting.device)
+        found = largest(_step(setting), most, setting.device, least=PAIR)
     return _with_batch_size(setting, processes * min(of_all(lambda: found)))
 
 
@@ -84,8 +88,11 @@ def _step(setting: Setting) -> Callable[[int], None]:
         once = deepcopy(state)
         once.model.train()
         place = (x.device, config["seed"], "fitting")
-        with stream(*place), sharing(size, *place):
-            train_step(once, x, y, MIDDLE, method)
+        try:
+            with stream(*place), sharing(size, *place):
+                train_step(once, x, y, MIDDLE, method)
+        except ValueError as error:
+            raise TrainingRefused(str(error)) from error
 
     return step
 
