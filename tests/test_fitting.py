@@ -42,12 +42,25 @@ class Refusing(Pixel):
         return super().forward(x)
 
 
+class Failing(Pixel):
+    """Takes no batch that it is not trained on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and len(x) not in (16, 20):  # what is asked before any row
+            raise RuntimeError("this was not foreseen")
+        return super().forward(x)
+
+
 def made(shape: Any, classes: int) -> nn.Module:
     return Pixel()
 
 
 def refusing(shape: Any, classes: int) -> nn.Module:
     return Refusing()
+
+
+def failing(shape: Any, classes: int) -> nn.Module:
+    return Failing()
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +79,35 @@ def test_what_training_refuses_is_a_sentence(tmp_path: Path, capfd: Any) -> None
     fitted = run(tmp_path / "fitted", *TRAINED, *of)
     assert fitted["exit_code"] == given["exit_code"] == 2
     assert fitted["error"] == given["error"] and "Traceback" not in capfd.readouterr().err
+
+
+JUDGED = (*SMALL, "batch_size=16", "eval.batch_size=auto", "eval=quick", "eval.attacks.pgd.steps=1")
+
+
+def test_a_majority_which_has_no_gradient_is_fitted_by_the_mean_over_its_draws(
+    tmp_path: Path,
+) -> None:
+    views = ("eval.views.mean._target_=advtrain.models.views.majority", "eval.views.mean.draws=5")
+    rows = [f"~eval.attacks.{name}" for name in ("square", "trained_at", "noise_free", "naive")]
+    judged = ("eval=stochastic", *views, *rows, "eval.attacks.eot.attack.steps=1")
+    found = run(tmp_path, *JUDGED[:-2], *judged, "eval.naive=null", "model=lwta_cnn")
+    assert found["exit_code"] == 0, found.get("error")
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        ("model=oat_small_cnn", "defense=oat"),
+        ("model=custom", "model.factory=test_fitting.failing", "scale=smoke"),
+    ],
+    ids=["a lambda is missing", "the network fails"],
+)
+def test_a_network_that_cannot_be_judged_is_told_as_by_a_number(
+    of: tuple[str, ...], tmp_path: Path, capfd: Any
+) -> None:
+    fitted = run(tmp_path, *JUDGED, *of)
+    given = run(tmp_path, *JUDGED, *of, "eval.batch_size=10")
+    assert fitted["exit_code"] == given["exit_code"] == 1
+    why = given["error"].partition("Error: ")[2]
+    assert fitted["error"].endswith(why) and fitted["error"].startswith("the model fails in a")
+    assert "Traceback" not in capfd.readouterr().err

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from advtrain import newest
-from advtrain.averaged import rewrapped, single
+from advtrain.answers import asked, attacking
+from advtrain.averaged import passes, single
 from advtrain.exchange import of_all, of_leader
 from advtrain.footprint import largest
 from advtrain.inference import swift
+from advtrain.models.views import mean_of
 from advtrain.modes import crafting
+from advtrain.precision import full_precision
+from advtrain.run_evaluation import told
 from advtrain.run_training import begun, method_of
 from advtrain.runs import Setting
 from advtrain.seeding import stream
@@ -55,7 +59,10 @@ def for_training(setting: Setting) -> Setting:
 
 
 def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
-    """`setting` with the `eval.batch_size` for this network. TooLarge: one image is too large."""
+    """`setting` with the `eval.batch_size` for this network.
+
+    TooLarge: one image is too large. EvaluationFailed: the network cannot be judged.
+    """
     asked = setting.config["eval"]
     if not asked or asked["batch_size"] != AUTO:
         return setting
@@ -98,21 +105,37 @@ def _step(setting: Setting) -> Callable[[int], None]:
 
 
 def _pass(setting: Setting, model: nn.Module) -> Callable[[int], None]:
-    """The gradient to so many images, of what is attacked and of what is judged."""
+    """The gradient to so many images of what is attacked, and an answer of what is judged.
+
+    EvaluationFailed: the first view, or the network in a pass.
+    """
     view = next(iter(setting.build("eval").views.values()))
-    judged = view(model.eval())
+    with told():
+        judged = view(model.eval())
+        draws = passes(judged) // passes(single(judged))
+    place = (setting.device, setting.config["seed"], "fitting")
+
+    def judge(x: Tensor) -> None:
+        with torch.no_grad(), crafting(judged, "eval"), full_precision(judged), stream(*place):
+            asked(judged, x)
+
     few = setting.data.test.batch(slice(0, PROBES))[0]
-    fast = rewrapped(judged, swift(single(judged), few))
+    with told():
+        judge(few)
+        fast = mean_of(swift(single(judged), few), draws=draws)  # votes have no gradient
+
+    def craft(x: Tensor) -> None:
+        leaf = x.clone().requires_grad_()
+        with torch.enable_grad(), crafting(fast, "eval"), attacking(x), stream(*place):
+            logits = asked(fast, leaf)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), leaf)
 
     def run(size: int) -> None:
         x = _images(setting, size)[0]
-        place = (x.device, setting.config["seed"], "fitting")
-        for network in (fast, judged):
-            with crafting(network, "eval"), torch.enable_grad(), stream(*place):
-                leaf = x.clone().requires_grad_()
-                logits: Tensor = network(leaf)
-                if logits.requires_grad:
-                    torch.autograd.grad(logits.sum(), leaf)
+        with told():
+            craft(x)
+            judge(x)
 
     return run
 
