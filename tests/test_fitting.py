@@ -2,6 +2,7 @@
 more; and a run that goes on keeps its number.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from running import run
 from torch import Tensor, nn
 
-from advtrain import program
+from advtrain import footprint, program, run_evaluation
+from advtrain.evaluation import evaluate
 
 SMALL = (
     *("logger=none", "device=cpu", "epochs=1", "validate.attack.steps=1", "attack.steps=1"),
@@ -111,3 +113,56 @@ def test_a_network_that_cannot_be_judged_is_told_as_by_a_number(
     why = given["error"].partition("Error: ")[2]
     assert fitted["error"].endswith(why) and fitted["error"].startswith("the model fails in a")
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_evaluation_that_goes_on_keeps_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = (*JUDGED, "model=linear")
+    verdicts = tmp_path / "verdicts.jsonl"
+
+    def number() -> int:
+        found = json.loads((tmp_path / "results.json").read_text())
+        return int(found["config"]["eval"]["batch_size"])
+
+    def stopping(subject: Any, examples: Any, row: Any, *arguments: Any, **more: Any) -> Any:
+        outcome = evaluate(subject, examples, row, *arguments, **more)
+        if row.attack is not None:
+            raise MemoryError
+        return outcome
+
+    with monkeypatch.context() as patch:  # a kill in the second row
+        patch.setattr(run_evaluation, "evaluate", stopping)
+        assert run(tmp_path, *of)["exit_code"] == 1
+    begun = verdicts.read_text().splitlines()
+    monkeypatch.setattr(footprint, "free", lambda device: 100_000)
+    assert run(tmp_path, *of)["exit_code"] == 0
+    lines = verdicts.read_text().splitlines()
+    assert number() == 1024 and len(lines) == 3 and lines[: len(begun)] == begun
+    assert run(tmp_path, *of, "seed=1", "job=eval", f"checkpoint={tmp_path}")["exit_code"] == 0
+    assert number() == 1024
+    assert run(tmp_path, *of, "resume=false")["exit_code"] == 0
+    assert number() < 1024
+
+
+def test_another_network_in_the_same_directory_has_a_number_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = ("job=eval", "eval=quick", "eval.batch_size=auto", *SMALL[:2], SMALL[-2])
+    for seed in "01":
+        trained = (*SMALL, "model=linear", "eval=none", "batch_size=16", f"seed={seed}")
+        assert run(tmp_path / seed, *trained)["exit_code"] == 0
+        assert run(tmp_path / "out", *judged, f"checkpoint={tmp_path / seed}")["exit_code"] == 0
+        found = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert (found["config"]["eval"]["batch_size"] == 1024) == (seed == "0")
+        monkeypatch.setattr(footprint, "free", lambda device: 100_000)
+
+
+def test_a_first_checkpoint_that_is_damaged_begins_anew(tmp_path: Path) -> None:
+    for auto in ("batch_size=16", "batch_size=auto"):
+        out = tmp_path / auto
+        assert run(out, *TRAINED[:-1], "model=linear", auto)["exit_code"] == 0
+        last = out / "checkpoints" / "last.pt"
+        last.write_bytes(last.read_bytes()[:1000])
+        again = run(out, *TRAINED[:-1], "model=linear", auto)
+        assert again["exit_code"] == 0, again.get("error")

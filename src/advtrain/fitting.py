@@ -3,8 +3,9 @@
 A training minibatch is the largest power of two for which a step of this run fits into memory, and
 no larger than MOST, nor than leaves an epoch UPDATES steps: methods are not tuned for more, and
 their rates stay as they are. It is at least PAIR, for batch norm may refuse a single image. A batch of an evaluation is the largest for which the gradient to the
-images fits. A run that goes on keeps the number that it has; of several processes each finds what
-fits, and the least counts.
+images fits. A run that goes on keeps the number that it has: of a training it stands in its checkpoints, of
+an evaluation in status.json, before the first row. Of several processes each finds what fits, and
+the least counts.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from advtrain import newest
+from advtrain import newest, status
 from advtrain.answers import asked, attacking
 from advtrain.averaged import passes, single
+from advtrain.digests import digest
 from advtrain.exchange import of_all, of_leader
+from advtrain.fingerprints import fingerprint
 from advtrain.footprint import largest
 from advtrain.inference import swift
 from advtrain.models.views import mean_of
@@ -34,6 +37,7 @@ from advtrain.types import Moment
 from advtrain.world import ALONE, here, within
 
 AUTO = "auto"
+FITTED = "fitted"  # of status.json
 MOST = 1024
 UPDATES = 16
 PAIR = 2
@@ -66,9 +70,33 @@ def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
     asked = setting.config["eval"]
     if not asked or asked["batch_size"] != AUTO:
         return setting
-    found = largest(_pass(setting, model), MOST, setting.device)
-    config = {**setting.config, "eval": {**asked, "batch_size": min(of_all(lambda: found))}}
+    found = of_leader(partial(_judged_with, setting, model))
+    if found is None:
+        fits = largest(_pass(setting, model), MOST, setting.device)
+        found = min(of_all(lambda: fits))
+        of_leader(partial(_note, setting, model, found))
+    config = {**setting.config, "eval": {**asked, "batch_size": found}}
     return replace(setting, config=config)
+
+
+def _judged_with(setting: Setting, model: nn.Module) -> int | None:
+    """The number by which these weights were judged in this directory, if that goes on."""
+    if not setting.config["resume"]:
+        return None
+    known = status.read(setting.directory).get(FITTED)
+    if not isinstance(known, dict) or known.get("network") != _name(setting, model):
+        return None
+    found = known.get("eval.batch_size")
+    return found if type(found) is int and 1 <= found <= MOST else None
+
+
+def _note(setting: Setting, model: nn.Module, size: int) -> None:
+    known = {"network": _name(setting, model), "eval.batch_size": size}
+    status.write(setting.directory, "running", **{FITTED: known})
+
+
+def _name(setting: Setting, model: nn.Module) -> str:
+    return fingerprint(digest(model), setting.config["model"], setting.config["precision"])
 
 
 def _with_batch_size(setting: Setting, size: int) -> Setting:
