@@ -108,7 +108,10 @@ def _before(setting: Setting) -> int | None:
     last = setting.directory / "checkpoints" / "last.pt"
     if not newest.exists(last):
         return None
-    found = newest.load_newest(last).get("config", {}).get("batch_size")
+    try:
+        found = newest.load_newest(last).get("config", {}).get("batch_size")
+    except newest.CheckpointLost:  # which training tells, or begins anew
+        return None
     return found if isinstance(found, int) else None
 
 
