@@ -202,6 +202,7 @@ def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(footprint, "free", lambda device: 2 * 20_000 * 100)
     assert largest(step, 1024, HERE) == 64
     assert largest(step, 32, HERE) == 32
+    assert largest(step, 1024, HERE, processes=4) == 16
     monkeypatch.setattr(footprint, "free", lambda device: 20_000)
     with pytest.raises(TooLarge, match="batch_size=auto: one image"):
         largest(step, 32, HERE)

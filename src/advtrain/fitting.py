@@ -8,6 +8,7 @@ an evaluation in status.json, before the first row. Of several processes each fi
 the least counts.
 """
 
+import platform
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -57,8 +58,9 @@ def for_training(setting: Setting) -> Setting:
         return _with_batch_size(setting, before)
     size, processes = len(setting.data.train), here().size
     most = max(PAIR, min(MOST, size // UPDATES) // processes)
+    beside = _beside()
     with within(ALONE):
-        found = largest(_step(setting), most, setting.device, least=PAIR)
+        found = largest(_step(setting), most, setting.device, least=PAIR, processes=beside)
     return _with_batch_size(setting, processes * min(of_all(lambda: found)))
 
 
@@ -72,11 +74,16 @@ def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
         return setting
     found = of_leader(partial(_judged_with, setting, model))
     if found is None:
-        fits = largest(_pass(setting, model), MOST, setting.device)
+        fits = largest(_pass(setting, model), MOST, setting.device, processes=_beside())
         found = min(of_all(lambda: fits))
         of_leader(partial(_note, setting, model, found))
     config = {**setting.config, "eval": {**asked, "batch_size": found}}
     return replace(setting, config=config)
+
+
+def _beside() -> int:
+    """Processes of the run on this machine, which share its memory."""
+    return of_all(platform.node).count(platform.node())
 
 
 def _judged_with(setting: Setting, model: nn.Module) -> int | None:
