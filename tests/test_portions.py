@@ -11,7 +11,7 @@ import torch
 from running import DATA, FITTING, run
 from torch import Tensor, nn
 
-from advtrain import footprint
+from advtrain import averaged, footprint
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.gama import gama_pgd
 from advtrain.attacks.objectives import guided
@@ -20,6 +20,7 @@ from advtrain.attacks.square import square
 from advtrain.certification.smoothing import Smoothed
 from advtrain.evaluation import Subject, judge
 from advtrain.footprint import largest
+from advtrain.models.views import mean_of
 from advtrain.norms import nuclear_norm
 from advtrain.portions import Portioned, Room, TooLarge, out_of_memory
 from advtrain.seeding import stream
@@ -255,3 +256,33 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_halved_and_memory_is_free_again()
     room = Room()
     assert room.ask(Heavy(), torch.rand(64, 16, device=device)).shape == (64, 10)
     assert room.size is not None and room.size <= 8
+
+
+class Drawing(Small):
+    """Says that it draws for each row; so draws go through it side by side."""
+
+    stochastic = True
+
+
+@pytest.mark.parametrize("limit", [{"forth": 100}, {"back": 100}], ids=["forth", "back"])
+def test_of_several_draws_rows_are_halved_and_not_images(
+    limit: Any, limits: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averaged, "AT_ONCE", 144)  # six draws of 24 images
+    (x, y), room, model = batch(), Room(), Drawing().eval()
+    attack = partial(pgd, threat=BOX, steps=2, step_size=0.02)
+    at, clean = tuple(range(24)), torch.ones_like(y, dtype=torch.bool)
+
+    def verdicts() -> Any:
+        mean = mean_of(model, draws=20)
+        with stream(HERE, 0, "row"):
+            found = judge(Subject(mean, mean, room), x, y, attack, BOX, key="", at=at, clean=clean)
+        return replace(found, seconds=0.0)
+
+    whole = verdicts()
+    assert max(model.asked) == 144 and room.size is None
+    limits(**limit)
+    model.asked.clear()
+    assert verdicts() == whole
+    assert room.size == 72 and max(model.asked[-9:]) == 72
+    assert [each.args[1:] for each in caplog.records] == [(144, 72)]
