@@ -22,6 +22,7 @@ from advtrain.averages import Ema
 from advtrain.crew import joined
 from advtrain.exchange import divided, interleaved, of_all, summed
 from advtrain.models.batch_norm import Together2d
+from advtrain.rooms import Rooms
 from advtrain.world import announced, here, share
 
 SMALL = (
@@ -127,6 +128,16 @@ def followed() -> dict[str, list[float]]:
     return found
 
 
+def least() -> list[int | None]:
+    """What is told of portions before and after the second process has halved its passes."""
+    rooms = Rooms()
+    rooms.note()
+    before = rooms.least
+    rooms.attacks.size = 6 if here().rank == 1 else None
+    rooms.note()
+    return [before, rooms.least]
+
+
 def together() -> dict[str, Any]:
     """What needs no job."""
     with joined("cpu", print):
@@ -148,6 +159,7 @@ def together() -> dict[str, Any]:
             "error": error,
             "norms": norms_agree(),
             "followed": followed(),
+            "least": least(),
         }
 
 

@@ -150,6 +150,10 @@ def test_processes_of_one_machine_have_each_a_part_of_its_memory(both):
     assert 2 < one < 16 and two == 2 * one  # 16: what an epoch of so many steps allows
 
 
+def test_portions_of_any_process_are_told(both):
+    assert both.found["least"] == [None, 6]
+
+
 def test_averages_and_moments_follow_the_leader_as_weights_do(both):
     found = both.found["followed"]
     assert found["rounding"] == [0.0] * 6

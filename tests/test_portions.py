@@ -11,7 +11,7 @@ import torch
 from running import DATA, FITTING, run
 from torch import Tensor, nn
 
-from advtrain import averaged, footprint
+from advtrain import averaged, footprint, program
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.gama import gama_pgd
 from advtrain.attacks.objectives import guided
@@ -286,3 +286,27 @@ def test_of_several_draws_rows_are_halved_and_not_images(
     assert verdicts() == whole
     assert room.size == 72 and max(model.asked[-9:]) == 72
     assert [each.args[1:] for each in caplog.records] == [(144, 72)]
+
+
+def test_portions_of_certificates_are_told_and_kept_by_a_run_that_goes_on(
+    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
+    noisy = ("eval.certify.n=30", "eval.certify.n0=5", "eval.certify.alpha=0.01")
+    given = (*FITTING, *OF_SMALL, "attack.steps=2", "eval=certify", "epochs=1", *noisy)
+    limits(forth=25)
+    assert run(tmp_path, *given, "eval.certify.batch_size=60")["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] == 25
+    limits()
+    assert run(tmp_path, *given)["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] == 25
+    assert run(tmp_path, *given, "resume=false")["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] is None
+
+
+def test_memory_of_an_attack_itself_asks_for_a_smaller_batch() -> None:
+    def greedy(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(TooLarge, match=r"beside a batch of 24.*smaller eval\.batch_size"):
+        judged(greedy, Room())

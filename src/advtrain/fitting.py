@@ -2,10 +2,10 @@
 
 A training minibatch is the largest power of two for which a step of this run fits into memory, and
 no larger than MOST, nor than leaves an epoch UPDATES steps: methods are not tuned for more, and
-their rates stay as they are. It is at least PAIR, for batch norm may refuse a single image. A batch of an evaluation is the largest for which the gradient to the
-images fits. A run that goes on keeps the number that it has: of a training it stands in its checkpoints, of
-an evaluation in status.json, before the first row. Of several processes each finds what fits, and
-the least counts.
+their rates stay as they are. It is at least PAIR, for batch norm may refuse a single image. A batch
+of an evaluation is the largest for which the gradient to the images fits. A run that goes on keeps
+the number that it has: that of a training stands in its checkpoints, that of an evaluation in
+status.json, before the first row. Of several processes each finds what fits, and the least counts.
 """
 
 import platform
@@ -38,7 +38,6 @@ from advtrain.types import Moment
 from advtrain.world import ALONE, here, within
 
 AUTO = "auto"
-FITTED = "fitted"  # of status.json
 MOST = 1024
 UPDATES = 16
 PAIR = 2
@@ -90,7 +89,7 @@ def _judged_with(setting: Setting, model: nn.Module) -> int | None:
     """The number by which these weights were judged in this directory, if that goes on."""
     if not setting.config["resume"]:
         return None
-    known = status.read(setting.directory).get(FITTED)
+    known = status.read(setting.directory).get("fitted")
     if not isinstance(known, dict) or known.get("network") != _name(setting, model):
         return None
     found = known.get("eval.batch_size")
@@ -99,7 +98,7 @@ def _judged_with(setting: Setting, model: nn.Module) -> int | None:
 
 def _note(setting: Setting, model: nn.Module, size: int) -> None:
     known = {"network": _name(setting, model), "eval.batch_size": size}
-    status.write(setting.directory, "running", **{FITTED: known})
+    status.write(setting.directory, "running", fitted=known)
 
 
 def _name(setting: Setting, model: nn.Module) -> str:

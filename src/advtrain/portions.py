@@ -100,9 +100,12 @@ class Room:
         before = wide if self.size is None else min(self.size, wide)
         release(x.device)
         if before <= 1:
+            beside = f" beside a batch of {len(x)}" if len(x) > 1 else ""
+            smaller = "a smaller eval.batch_size (of certificates, eval.certify.batch_size), "
             raise TooLarge(
                 f"one image of shape {tuple(x.shape[1:])} is too large for the memory of "
-                f"{x.device}. Use precision=bf16, a smaller model, or another device."
+                f"{x.device}{beside}. Use {smaller if beside else ''}precision=bf16, a smaller "
+                "model, or another device."
             )
         self.size = before // 2
         logger.warning(

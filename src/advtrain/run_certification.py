@@ -44,6 +44,7 @@ def certify(
     plan: Certification,
     seen: str,
     stop: Callable[[], None],
+    room: Room,
 ) -> dict[str, Any]:
     """Certify the first `plan.size` test examples; the entry `certified` of results.json.
 
@@ -65,7 +66,7 @@ def certify(
     key = fingerprint(seen, asked, config["seed"])
     log, drawn = setting.directory / "certify.tsv", setting.directory / "draws.tsv"
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
-    portioned = Portioned(model, Room())
+    portioned = Portioned(model, room)
     smoothed = Smoothed(portioned, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
     source = examples.source[:size].tolist()
 

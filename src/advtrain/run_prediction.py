@@ -36,6 +36,7 @@ def study(
     plan: PredictStudy,
     seen: str,
     stop: Callable[[], None],
+    room: Room,
 ) -> dict[str, Any]:
     """Predict the first `plan.size` test examples; the entry `predict_study` of results.json.
 
@@ -57,7 +58,7 @@ def study(
         claim(folder / "study.json", key, {**asked, "seed": config["seed"]}, logs)
 
     of_leader(claimed)
-    portioned = Portioned(model, Room())
+    portioned = Portioned(model, room)
     smoothed = Smoothed(portioned, len(setting.data.classes), plan.sigma, plan.batch_size)
     source = examples.source[:size].tolist()
 
