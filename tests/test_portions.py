@@ -310,3 +310,20 @@ def test_memory_of_an_attack_itself_asks_for_a_smaller_batch() -> None:
 
     with pytest.raises(TooLarge, match=r"beside a batch of 24.*smaller eval\.batch_size"):
         judged(greedy, Room())
+
+
+@pytest.mark.parametrize(("free", "is_memory"), [(5, True), (50, False)])
+def test_without_an_engine_of_cudnn_memory_ran_out_if_there_is_little(
+    free: int, is_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "GET was unable to find an engine to execute this computation"
+    assert not out_of_memory(RuntimeError(told))  # no device is in use
+    for name, value in {
+        "is_initialized": lambda: True,
+        "device_count": lambda: 2,
+        "memory_reserved": lambda device: device,
+        "mem_get_info": lambda device: (free, 100) if device else (0, 100),  # 0: not ours
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert out_of_memory(RuntimeError(told)) is is_memory
+    assert not out_of_memory(RuntimeError("shapes do not fit"))

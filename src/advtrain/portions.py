@@ -29,6 +29,14 @@ T = TypeVar("T")
 SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 """What a RuntimeError says that is about memory; of CUDA's allocator there is a class besides."""
 
+NO_ENGINE = "unable to find an engine to execute this computation"
+"""What is said of a convolution of cuDNN that has no way left. PyTorch tries one after the other and
+passes over those for whose workspace there is no memory
+(https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/cudnn/Conv_v8.cpp); but cards
+that know none, or wrong libraries, are told by the same words."""
+
+SCARCE = 0.1  # of a device that is free at most where NO_ENGINE is taken to be about memory
+
 
 class TooLarge(ValueError):
     """One image is too large for the memory, or a training minibatch is; the message says which."""
@@ -38,7 +46,18 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory was asked for that is not there."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    if not isinstance(error, RuntimeError):
+        return False
+    told = str(error)
+    return any(sign in told for sign in SIGNS) or (NO_ENGINE in told and _scarce())
+
+
+def _scarce() -> bool:
+    """Whether there is little memory left on a CUDA device that this process has some of."""
+    if not torch.cuda.is_initialized():
+        return False
+    ours = (each for each in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(each))
+    return any(free < SCARCE * total for free, total in map(torch.cuda.mem_get_info, ours))
 
 
 class Room:
