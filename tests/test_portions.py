@@ -10,6 +10,7 @@ import pytest
 import torch
 from running import DATA, FITTING, run
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain import averaged, footprint, program
 from advtrain.attacks.apgd import apgd
@@ -22,7 +23,7 @@ from advtrain.evaluation import Subject, judge
 from advtrain.footprint import largest
 from advtrain.models.views import mean_of
 from advtrain.norms import nuclear_norm
-from advtrain.portions import Portioned, Room, TooLarge, out_of_memory
+from advtrain.portions import Room, TooLarge, out_of_memory
 from advtrain.seeding import stream
 from advtrain.threat import Linf
 
@@ -150,9 +151,43 @@ def test_certificates_in_halves_are_those_of_the_whole(limits: Any) -> None:
     given = {"n0": 20, "n": 300, "alpha": 0.01, "seeds": range(4)}
     whole = Smoothed(model, 10, 0.25, 100).certify(x[:4], **given)
     limits(forth=30)
-    halves = Smoothed(Portioned(model, room), 10, 0.25, 100).certify(x[:4], **given)
+    halves = Smoothed(model, 10, 0.25, 100, room=room).certify(x[:4], **given)
     assert room.size == 20 and (whole[1] > 0).any()
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
+
+
+class Cramped(TorchDispatchMode):
+    """Inside, a buffer has room for so many images, and a draw fails where it is the `fails`-th."""
+
+    def __init__(self, images: int, fails: int) -> None:
+        super().__init__()
+        self.images, self.fails = images, fails
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call is torch.ops.aten.new_empty.default and args[1][0] > self.images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if call is torch.ops.aten.normal_.default:
+            self.fails -= 1
+            if self.fails == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("images", "fails", "size"), [(800, 0, 600), (10**6, 4, 600), (600, 3, 300)]
+)
+def test_noise_of_certificates_in_halves_is_that_of_the_whole(
+    images: int, fails: int, size: int
+) -> None:
+    (x, _), model, room = batch(), Small().eval(), Room()
+    given = {"n": 900, "seeds": range(4)}  # two blocks for each image
+    whole = Smoothed(model, 10, 0.25, 1200).counts(x[:4], **given)
+    with Cramped(images, fails):
+        halves = Smoothed(model, 10, 0.25, 1200, room=room).counts(x[:4], **given)
+    assert torch.equal(whole, halves) and room.size == size
+    model.asked.clear()
+    Smoothed(model, 10, 0.25, 1200, room=room).counts(x[:4], **given)
+    assert max(model.asked) == size  # what is known to fit
 
 
 OF_SMALL = ("model=custom", "model.factory=test_portions.made", "scale=smoke", *DATA[:3])
@@ -327,3 +362,27 @@ def test_without_an_engine_of_cudnn_memory_ran_out_if_there_is_little(
         monkeypatch.setattr(torch.cuda, name, value)
     assert out_of_memory(RuntimeError(told)) is is_memory
     assert not out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_attacks_on_certificates_in_halves_are_those_of_the_whole(
+    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
+    noisy = ("eval.certify.n=100", "eval.certify.n0=5", "eval.certify.attack_draws=20")
+    given = (*FITTING, *OF_SMALL, "attack.steps=2", "epochs=1", "scale.steps=2", *noisy)
+    attempts = []
+    for place, limit in (("whole", {}), ("halves", {"back": 15})):
+        limits(**limit)
+        if limit:  # of the same weights
+            source = ("job=eval", f"checkpoint={tmp_path / 'whole'}", "batch_size=15")
+            assert run(tmp_path / place, *given, *source, "eval=soundness")["exit_code"] == 0
+            assert results(tmp_path / place)["environment"]["portion"] == 10
+        else:
+            assert run(tmp_path / place, *given, "eval=soundness")["exit_code"] == 0
+        lines = (tmp_path / place / "soundness.tsv").read_text().splitlines()[1:]
+        attempts.append([line.rpartition("\t")[0].split("\t") for line in lines])
+    whole, halves = attempts
+    assert len(whole) == len(halves) > 0
+    for one, other in zip(whole, halves, strict=True):
+        assert one[:4] == other[:4] and one[5] == other[5]
+        assert float(one[4]) == pytest.approx(float(other[4]), rel=1e-3)

@@ -30,10 +30,9 @@ SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
 """What a RuntimeError says that is about memory; of CUDA's allocator there is a class besides."""
 
 NO_ENGINE = "unable to find an engine to execute this computation"
-"""What is said of a convolution of cuDNN that has no way left. PyTorch tries one after the other and
-passes over those for whose workspace there is no memory
-(https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/cudnn/Conv_v8.cpp); but cards
-that know none, or wrong libraries, are told by the same words."""
+"""What is said of a convolution for which no way of cuDNN is left. PyTorch passes over those whose
+workspace finds no memory (aten/src/ATen/native/cudnn/Conv_v8.cpp); but cards that know none, or
+wrong libraries, are told by the same words."""
 
 SCARCE = 0.1  # of a device that is free at most where NO_ENGINE is taken to be about memory
 
@@ -90,6 +89,14 @@ class Room:
             return action()
 
         return self._until_it_fits(anew, x, lambda: self.widest)
+
+    def portion(self, images: int) -> int:
+        """How many of so many images to hold at once, as known: before memory for them is taken.
+
+        Where it runs out inside of `within`, that counts like a pass of them.
+        """
+        self.widest = max(self.widest, images)
+        return images if self.size is None else min(images, self.size)
 
     def _until_it_fits(self, action: Callable[[], T], x: Tensor, wide: Callable[[], int]) -> T:
         while True:

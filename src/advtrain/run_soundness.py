@@ -67,9 +67,8 @@ def soundness(
     key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
     of_leader(partial(header, [log]))
-    g = Smoothed(
-        Portioned(model, rooms.noise), len(setting.data.classes), plan.sigma, plan.batch_size
-    )
+    classes = len(setting.data.classes)
+    g = Smoothed(model, classes, plan.sigma, plan.batch_size, room=rooms.noise)
     done = of_leader(lambda: {each.index for each in ATTEMPTS.repair(log).lines})
     missing = [each for each in certificates if each.index not in done]
     bar = Progress(len(claims), "soundness", "img", done=len(done))
@@ -82,9 +81,11 @@ def soundness(
             derive(config["seed"], "soundness", part, each.index)
             for part in ("look", "judge", "view")
         )
-        view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
+        attacked = Portioned(fast, rooms.attacks)
+        view = smoothed(attacked, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
         with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
-            distance, answer, p_value = challenge(
+            found = partial(
+                challenge,
                 g,
                 view,
                 x,
@@ -94,6 +95,7 @@ def soundness(
                 draws=plan.n,
                 seeds=(look, judge),
             )
+            distance, answer, p_value = rooms.attacks.within(found, x)
         claimed = (each.index, each.label, each.prediction, each.radius)
         yield Attempt(*claimed, distance, answer, p_value, time.perf_counter() - began)
 
