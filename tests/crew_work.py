@@ -17,10 +17,12 @@ import torch
 from running import run
 from torch import nn
 
-from advtrain import program, training
+from advtrain import footprint, program, training
+from advtrain.averages import Ema
 from advtrain.crew import joined
 from advtrain.exchange import divided, interleaved, of_all, summed
 from advtrain.models.batch_norm import Together2d
+from advtrain.rooms import Rooms
 from advtrain.world import announced, here, share
 
 SMALL = (
@@ -43,6 +45,9 @@ JOBS: dict[str, tuple[str, ...]] = {
     "nuclear": (*TRAINED, "model=linear", "defense=nuat_h"),
 }
 GOING_ON = (*TRAINED, "model=linear")
+FITTED = (*GOING_ON, "epochs=1", "dataset.train_size=800", "batch_size=auto")
+FREE = 60_000
+"""Bytes that there are for the processes of FITTED, all together."""
 STEP = 5
 """Of eight: in the middle of the second epoch."""
 
@@ -96,6 +101,43 @@ def norms_agree() -> dict[str, float]:
     return {name: float((a - b).norm() / b.norm()) for name, a, b in pairs}
 
 
+def followed() -> dict[str, list[float]]:
+    """How far what the second process has is from the leader's, when its weights are to be."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    average = Ema(model, 2, decay=0.9, start=0, ramp=False, buffers="copied")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average.update(model)
+    moments = [each["momentum_buffer"] for each in optimizer.state.values()]
+    kept = [*model.parameters(), *average.model.parameters(), *moments]
+    state = training.TrainState(model, optimizer, average, None)  # type: ignore[arg-type]
+    found = {}
+    for told, factor in (("rounding", 1 + 1e-6), ("apart", 1.1)):
+        if here().rank == 1:
+            with torch.no_grad():
+                for each in kept if told == "rounding" else average.model.parameters():
+                    each.mul_(factor)
+        try:
+            training.require_same_weights(state)
+        except training.TrainingFailed:
+            found["refused"] = [1.0]
+        others = of_all(lambda: [each.detach() for each in kept])
+        found[told] = [float((a - b).norm()) for a, b in zip(*others, strict=True)]
+    return found
+
+
+def least() -> list[int | None]:
+    """What is told of portions before and after the second process has halved its passes."""
+    rooms = Rooms()
+    rooms.note()
+    before = rooms.least
+    rooms.attacks.size = 6 if here().rank == 1 else None
+    rooms.note()
+    return [before, rooms.least]
+
+
 def together() -> dict[str, Any]:
     """What needs no job."""
     with joined("cpu", print):
@@ -116,6 +158,8 @@ def together() -> dict[str, Any]:
             "stops": len(stops),
             "error": error,
             "norms": norms_agree(),
+            "followed": followed(),
+            "least": least(),
         }
 
 
@@ -135,6 +179,9 @@ def main(folder: Path) -> None:
         except SystemExit as stop:
             codes["stopped"] = stop.code
     assert training.train_step is real
+    with unreported("fitted"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footprint, "free", lambda device: FREE)
+        codes["fitted"] = run(folder / "fitted", *FITTED)["exit_code"]
     codes["begun_alone"] = run(folder / "begun_alone", *GOING_ON)["exit_code"]
     if announced().rank == 0:
         (folder / "found.json").write_text(json.dumps(found | {"codes": codes}))

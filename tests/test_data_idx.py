@@ -42,10 +42,3 @@ def test_refuses_what_its_head_does_not_describe(raw, change, said):
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=said):
         idx.read(path, (28, 28))
-
-
-def test_files_that_torchvision_made_of_others_do_not_take_their_place(raw):
-    (raw.parent / "processed").mkdir()
-    for name in ("training.pt", "test.pt"):
-        (raw.parent / "processed" / name).write_bytes(b"another set")
-    assert len(idx.examples(raw, "train", CLASSES).data)

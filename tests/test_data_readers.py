@@ -197,7 +197,7 @@ def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, er
         raise error
 
     data_files.write_idx(tmp_path, "MNIST")
-    monkeypatch.setattr("torchvision.datasets.mnist.read_image_file", fail)
+    monkeypatch.setattr("advtrain.data.idx.read", fail)
     with pytest.raises(type(error)) as raised:
         load(readers.mnist(), tmp_path)
     assert raised.value is error

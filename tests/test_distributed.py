@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from crew_work import GOING_ON, JOBS, STEP, unreported
+from crew_work import FITTED, FREE, GOING_ON, JOBS, STEP, unreported
 from running import interrupted, run
 
+from advtrain import footprint
 from advtrain.data.errors import DataError
 from advtrain.data.loader import Batches
 from advtrain.draws import normal
@@ -58,6 +59,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         with unreported(name):
             run(one / name, *job)
     run(one / "whole", *GOING_ON)
+    with unreported("fitted"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footprint, "free", lambda device: FREE / 2)
+        run(one / "fitted", *FITTED)
     said = [process.communicate(timeout=300)[1] for process in started]
     assert (two / "found.json").exists(), said
     found = json.loads((two / "found.json").read_text())
@@ -138,6 +142,22 @@ def test_two_go_on_where_one_has_stopped(both):
     assert both.found["codes"]["begun_alone"] == 0
     after = state(both.two / "begun_alone")["model"]
     assert distance(after, state(both.one / "whole")["model"]) < CLOSE
+
+
+def test_processes_of_one_machine_have_each_a_part_of_its_memory(both):
+    one, two = (state(each / "fitted")["config"]["batch_size"] for each in both[:2])
+    assert both.found["codes"]["fitted"] == 0
+    assert 2 < one < 16 and two == 2 * one  # 16: what an epoch of so many steps allows
+
+
+def test_portions_of_any_process_are_told(both):
+    assert both.found["least"] == [None, 6]
+
+
+def test_averages_and_moments_follow_the_leader_as_weights_do(both):
+    found = both.found["followed"]
+    assert found["rounding"] == [0.0] * 6
+    assert found["refused"] == [1.0]
 
 
 def test_a_failure_of_one_process_ends_all_and_is_told_once(both):

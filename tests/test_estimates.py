@@ -6,7 +6,7 @@ import pytest
 from grids import grid
 from running import DATA, FITTING, TINY, configuration, run
 
-from advtrain import main, status
+from advtrain import footprint, main, status
 from advtrain.config import ConfigError
 from advtrain.estimates import estimate, labels, size
 from advtrain.forecast import Plan, forecast
@@ -70,6 +70,12 @@ def test_a_configuration_that_cannot_begin_is_told_and_the_plan_fails(capsys):
     assert "device=cuda:99" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"epochs=0 is refused"):
         estimate(parse(["job=plan", "epochs=0"]))
+
+
+def test_a_batch_size_for_which_there_is_no_memory_is_told_and_the_plan_fails(capsys, monkeypatch):
+    monkeypatch.setattr(footprint, "free", lambda device: 0)
+    assert estimate(parse(["job=plan", *FITTING, "eval=none", "batch_size=auto"])) == 1
+    assert "2 images are too large" in capsys.readouterr().out
 
 
 def test_a_plan_is_no_job_among_others(tmp_path):

@@ -68,7 +68,7 @@ def test_an_archive_of_which_the_end_cannot_be_read_is_not_taken_for_another_fil
         def seek(self, *_):
             raise disk(errno.EIO)
 
-    monkeypatch.setattr(io, "open", lambda *_, **__: Broken())
+    monkeypatch.setattr(io, "open", lambda *_, **__: Broken(b"PK\3\4"))
     with pytest.raises(OSError, match="Input/output error"):
         intact.damage(last)
 

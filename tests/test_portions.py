@@ -10,8 +10,9 @@ import pytest
 import torch
 from running import DATA, FITTING, run
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from advtrain import footprint
+from advtrain import averaged, footprint, program
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.gama import gama_pgd
 from advtrain.attacks.objectives import guided
@@ -20,8 +21,9 @@ from advtrain.attacks.square import square
 from advtrain.certification.smoothing import Smoothed
 from advtrain.evaluation import Subject, judge
 from advtrain.footprint import largest
+from advtrain.models.views import mean_of
 from advtrain.norms import nuclear_norm
-from advtrain.portions import Portioned, Room, TooLarge, out_of_memory
+from advtrain.portions import Room, TooLarge, out_of_memory
 from advtrain.seeding import stream
 from advtrain.threat import Linf
 
@@ -149,9 +151,43 @@ def test_certificates_in_halves_are_those_of_the_whole(limits: Any) -> None:
     given = {"n0": 20, "n": 300, "alpha": 0.01, "seeds": range(4)}
     whole = Smoothed(model, 10, 0.25, 100).certify(x[:4], **given)
     limits(forth=30)
-    halves = Smoothed(Portioned(model, room), 10, 0.25, 100).certify(x[:4], **given)
+    halves = Smoothed(model, 10, 0.25, 100, room=room).certify(x[:4], **given)
     assert room.size == 20 and (whole[1] > 0).any()
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
+
+
+class Cramped(TorchDispatchMode):
+    """Inside, a buffer has room for so many images, and a draw fails where it is the `fails`-th."""
+
+    def __init__(self, images: int, fails: int) -> None:
+        super().__init__()
+        self.images, self.fails = images, fails
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call is torch.ops.aten.new_empty.default and args[1][0] > self.images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if call is torch.ops.aten.normal_.default:
+            self.fails -= 1
+            if self.fails == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("images", "fails", "size"), [(800, 0, 600), (10**6, 4, 600), (600, 3, 300)]
+)
+def test_noise_of_certificates_in_halves_is_that_of_the_whole(
+    images: int, fails: int, size: int
+) -> None:
+    (x, _), model, room = batch(), Small().eval(), Room()
+    given = {"n": 900, "seeds": range(4)}  # two blocks for each image
+    whole = Smoothed(model, 10, 0.25, 1200).counts(x[:4], **given)
+    with Cramped(images, fails):
+        halves = Smoothed(model, 10, 0.25, 1200, room=room).counts(x[:4], **given)
+    assert torch.equal(whole, halves) and room.size == size
+    model.asked.clear()
+    Smoothed(model, 10, 0.25, 1200, room=room).counts(x[:4], **given)
+    assert max(model.asked) == size  # what is known to fit
 
 
 OF_SMALL = ("model=custom", "model.factory=test_portions.made", "scale=smoke", *DATA[:3])
@@ -191,7 +227,7 @@ def test_auto_is_a_number_that_a_continued_run_keeps(
     again = run(tmp_path / "out", *given, "batch_size=auto", "eval=none", "epochs=1")
     assert again["exit_code"] == 0
     none = run(tmp_path / "none", *given, *auto, "epochs=1")
-    assert none["exit_code"] == 1 and "one image is too large" in none["error"]
+    assert none["exit_code"] == 1 and "2 images are too large" in none["error"]
 
 
 def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +238,7 @@ def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.Monke
     monkeypatch.setattr(footprint, "free", lambda device: 2 * 20_000 * 100)
     assert largest(step, 1024, HERE) == 64
     assert largest(step, 32, HERE) == 32
+    assert largest(step, 1024, HERE, processes=4) == 16
     monkeypatch.setattr(footprint, "free", lambda device: 20_000)
     with pytest.raises(TooLarge, match="batch_size=auto: one image"):
         largest(step, 32, HERE)
@@ -254,3 +291,98 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_halved_and_memory_is_free_again()
     room = Room()
     assert room.ask(Heavy(), torch.rand(64, 16, device=device)).shape == (64, 10)
     assert room.size is not None and room.size <= 8
+
+
+class Drawing(Small):
+    """Says that it draws for each row; so draws go through it side by side."""
+
+    stochastic = True
+
+
+@pytest.mark.parametrize("limit", [{"forth": 100}, {"back": 100}], ids=["forth", "back"])
+def test_of_several_draws_rows_are_halved_and_not_images(
+    limit: Any, limits: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(averaged, "AT_ONCE", 144)  # six draws of 24 images
+    (x, y), room, model = batch(), Room(), Drawing().eval()
+    attack = partial(pgd, threat=BOX, steps=2, step_size=0.02)
+    at, clean = tuple(range(24)), torch.ones_like(y, dtype=torch.bool)
+
+    def verdicts() -> Any:
+        mean = mean_of(model, draws=20)
+        with stream(HERE, 0, "row"):
+            found = judge(Subject(mean, mean, room), x, y, attack, BOX, key="", at=at, clean=clean)
+        return replace(found, seconds=0.0)
+
+    whole = verdicts()
+    assert max(model.asked) == 144 and room.size is None
+    limits(**limit)
+    model.asked.clear()
+    assert verdicts() == whole
+    assert room.size == 72 and max(model.asked[-9:]) == 72
+    assert [each.args[1:] for each in caplog.records] == [(144, 72)]
+
+
+def test_portions_of_certificates_are_told_and_kept_by_a_run_that_goes_on(
+    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
+    noisy = ("eval.certify.n=30", "eval.certify.n0=5", "eval.certify.alpha=0.01")
+    given = (*FITTING, *OF_SMALL, "attack.steps=2", "eval=certify", "epochs=1", *noisy)
+    limits(forth=25)
+    assert run(tmp_path, *given, "eval.certify.batch_size=60")["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] == 25
+    limits()
+    assert run(tmp_path, *given)["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] == 25
+    assert run(tmp_path, *given, "resume=false")["exit_code"] == 0
+    assert results(tmp_path)["environment"]["portion"] is None
+
+
+def test_memory_of_an_attack_itself_asks_for_a_smaller_batch() -> None:
+    def greedy(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(TooLarge, match=r"beside a batch of 24.*smaller eval\.batch_size"):
+        judged(greedy, Room())
+
+
+@pytest.mark.parametrize(("free", "is_memory"), [(5, True), (50, False)])
+def test_without_an_engine_of_cudnn_memory_ran_out_if_there_is_little(
+    free: int, is_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "GET was unable to find an engine to execute this computation"
+    assert not out_of_memory(RuntimeError(told))  # no device is in use
+    for name, value in {
+        "is_initialized": lambda: True,
+        "device_count": lambda: 2,
+        "memory_reserved": lambda device: device,
+        "mem_get_info": lambda device: (free, 100) if device else (0, 100),  # 0: not ours
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert out_of_memory(RuntimeError(told)) is is_memory
+    assert not out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def test_attacks_on_certificates_in_halves_are_those_of_the_whole(
+    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
+    noisy = ("eval.certify.n=100", "eval.certify.n0=5", "eval.certify.attack_draws=20")
+    given = (*FITTING, *OF_SMALL, "attack.steps=2", "epochs=1", "scale.steps=2", *noisy)
+    attempts = []
+    for place, limit in (("whole", {}), ("halves", {"back": 15})):
+        limits(**limit)
+        if limit:  # of the same weights
+            source = ("job=eval", f"checkpoint={tmp_path / 'whole'}", "batch_size=15")
+            assert run(tmp_path / place, *given, *source, "eval=soundness")["exit_code"] == 0
+            assert results(tmp_path / place)["environment"]["portion"] == 10
+        else:
+            assert run(tmp_path / place, *given, "eval=soundness")["exit_code"] == 0
+        lines = (tmp_path / place / "soundness.tsv").read_text().splitlines()[1:]
+        attempts.append([line.rpartition("\t")[0].split("\t") for line in lines])
+    whole, halves = attempts
+    assert len(whole) == len(halves) > 0
+    for one, other in zip(whole, halves, strict=True):
+        assert one[:4] == other[:4] and one[5] == other[5]
+        assert float(one[4]) == pytest.approx(float(other[4]), rel=1e-3)

@@ -33,10 +33,15 @@ class Averaged(nn.Module):
         """The same of another network."""
         return type(self)(network, self.draws)
 
+    def together(self, images: int) -> int:
+        """Draws of so many images that go through the network side by side."""
+        if not is_stochastic(self.network):
+            return 1
+        return min(self.draws, max(1, AT_ONCE // max(images, 1)))
+
     def answers(self, x: Tensor) -> Tensor:
         """Log-probabilities of all draws at `x` (B, ...), (draws, B, K), in float32 at least."""
-        together = max(1, AT_ONCE // max(len(x), 1)) if is_stochastic(self.network) else 1
-        found = []
+        together, found = self.together(len(x)), []
         for first in range(0, self.draws, together):
             count = min(together, self.draws - first)
             logits = self.network(x.repeat(count, *[1] * (x.ndim - 1)) if count > 1 else x)
@@ -61,6 +66,13 @@ def rewrapped(model: nn.Module, network: nn.Module) -> nn.Module:
     if isinstance(model, Averaged):
         return model.around(rewrapped(model.network, network))
     return network
+
+
+def rows(model: object, images: int) -> int:
+    """Rows of the widest pass of `single(model)` for one call of `model` on so many images."""
+    while isinstance(model, Averaged):
+        images, model = images * model.together(images), model.network
+    return images
 
 
 def passes(model: object) -> int:

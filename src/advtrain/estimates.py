@@ -106,6 +106,7 @@ def _estimates(
 
     from advtrain.forecast import forecast
     from advtrain.job import FORESEEN
+    from advtrain.portions import TooLarge
 
     if threads := slots[0].get("OMP_NUM_THREADS"):
         torch.set_num_threads(int(threads))
@@ -125,7 +126,7 @@ def _estimates(
             allowed = packages(mine, group[0].overrides)
             plan = configuration.make(plain["plan"], path="plan", allowed=allowed)
             found.append(Estimate(name, len(group), forecast(plain, plan, allowed)))
-        except FORESEEN as error:
+        except (*FORESEEN, TooLarge) as error:
             found.append(Estimate(name, len(group), None, str(error)))
     return found
 

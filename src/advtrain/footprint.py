@@ -2,7 +2,8 @@
 
 On CUDA batches are tried, doubled each time, and the allocator tells what they took. A processor
 has no such counter, and running out of memory there ends the process: what tensors take is counted
-on two images and on one, and the difference is what an image takes.
+on four images and on two, and half of the difference is what an image takes. One image alone is
+never needed for it: batch norm in training mode refuses it where a map is a single pixel.
 """
 
 import weakref
@@ -23,20 +24,30 @@ SPARED = 0.5  # of a processor's, where others live, too
 GIGABYTE = 2**30
 
 
-def largest(trial: Callable[[int], object], most: int, device: torch.device) -> int:
-    """The largest power of two, at most `most`, for which `trial` of so many images fits.
+def largest(
+    trial: Callable[[int], object],
+    most: int,
+    device: torch.device,
+    *,
+    least: int = 1,
+    processes: int = 1,
+) -> int:
+    """The largest power of two, from `least` to `most`, for which `trial` of so many images fits.
 
-    What the trials took is free again afterwards. TooLarge: not even one fits.
+    What the trials took is free again afterwards. `processes`: how many do this on one machine at
+    once, each with its part of the memory of the processor. TooLarge: not even `least` fit.
     """
+    sizes = [least * 2**i for i in range((most // least).bit_length())]
+    room = SHARE * free(device) if device.type == "cuda" else SPARED * free(device) / processes
     fits = _tried if device.type == "cuda" else _counted
     with at_rest():  # programs take no more, and would be compiled for every size
-        found = fits(trial, most, device)
+        found = fits(trial, sizes, device, room)
     release(device)
     if not found:
         raise TooLarge(
-            f"batch_size=auto: one image is too large for the memory of {device}, "
-            f"{free(device) / GIGABYTE:.1f} GiB. Use precision=bf16, a smaller model, or another "
-            "device."
+            f"batch_size=auto: {'one image is' if least == 1 else f'{least} images are'} too large "
+            f"for the {room / GIGABYTE:.1f} GiB that there are on {device}. Use precision=bf16, a "
+            "smaller model, or another device."
         )
     return found
 
@@ -63,10 +74,11 @@ def _of_container() -> list[int]:
         return [2**62]
 
 
-def _tried(trial: Callable[[int], object], most: int, device: torch.device) -> int:
-    room, found, size = SHARE * free(device), 0, 1
-    before = torch.cuda.memory_allocated(device)
-    while size <= most:
+def _tried(
+    trial: Callable[[int], object], sizes: Sequence[int], device: torch.device, room: float
+) -> int:
+    found, before = 0, torch.cuda.memory_allocated(device)
+    for size in sizes:
         torch.cuda.reset_peak_memory_stats(device)
         try:
             trial(size)
@@ -76,24 +88,21 @@ def _tried(trial: Callable[[int], object], most: int, device: torch.device) -> i
             break
         if torch.cuda.max_memory_allocated(device) - before > room:
             break
-        found, size = size, 2 * size
+        found = size
     return found
 
 
-def _counted(trial: Callable[[int], object], most: int, device: torch.device) -> int:
+def _counted(
+    trial: Callable[[int], object], sizes: Sequence[int], device: torch.device, room: float
+) -> int:
     heights = []
-    for size in (1, 2, 2):  # what is set up once counts in the first
+    for size in (2, 4, 4, 2):  # what is set up once counts in the first two
         with Height() as height:
             trial(size)
         heights.append(height.most)
-    with Height() as height:
-        trial(1)
-    each = max(heights[-1] - height.most, 1)
-    room = SPARED * free(device) - height.most + each
-    found = 0
-    while max(1, 2 * found) <= most and max(1, 2 * found) * each <= room:
-        found = max(1, 2 * found)
-    return found
+    four, two = heights[2:]
+    each = max((four - two) / 2, 1)
+    return max((size for size in sizes if two + (size - 2) * each <= room), default=0)
 
 
 class Height(TorchDispatchMode):

@@ -25,7 +25,7 @@ from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.modes import crafting
 from advtrain.plans import Certification
-from advtrain.portions import Portioned, Room
+from advtrain.portions import Room
 from advtrain.precision import computing_in
 from advtrain.progress import Progress
 from advtrain.runs import Setting
@@ -44,6 +44,7 @@ def certify(
     plan: Certification,
     seen: str,
     stop: Callable[[], None],
+    room: Room,
 ) -> dict[str, Any]:
     """Certify the first `plan.size` test examples; the entry `certified` of results.json.
 
@@ -65,8 +66,8 @@ def certify(
     key = fingerprint(seen, asked, config["seed"])
     log, drawn = setting.directory / "certify.tsv", setting.directory / "draws.tsv"
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
-    portioned = Portioned(model, Room())
-    smoothed = Smoothed(portioned, len(setting.data.classes), plan.sigma, plan.batch_size, noise)
+    classes = len(setting.data.classes)
+    smoothed = Smoothed(model, classes, plan.sigma, plan.batch_size, noise, room)
     source = examples.source[:size].tolist()
 
     def done_before() -> set[int]:

@@ -28,11 +28,11 @@ from advtrain.evaluation import (
 from advtrain.exchange import of_leader
 from advtrain.files import write_json
 from advtrain.fingerprints import fingerprint
+from advtrain.foreign import MAX_RESULTS, read_json
 from advtrain.inference import swift
 from advtrain.modes import crafting
-from advtrain.planning import fitted, named, refuse_names, scenes, viewed
+from advtrain.planning import Scene, fitted, named, refuse_names, scenes, viewed
 from advtrain.plans import Evaluation
-from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.probes import portrait, probe, recognised
 from advtrain.programs import at_rest
@@ -40,6 +40,7 @@ from advtrain.progress import Progress
 from advtrain.records import VerdictLog
 from advtrain.reporting.writing import write_run
 from advtrain.results import document, printable, row_record, worst_case
+from advtrain.rooms import Rooms
 from advtrain.run_certification import doubted
 from advtrain.run_guarantees import ABSENT, guarantees, require_provable
 from advtrain.run_pictures import keep_pictures
@@ -110,7 +111,7 @@ def evaluate_model(
     with told("exact: "):
         require_provable(first, setting, plan)
     naive = row_name(plan.naive, plan.attacks[plan.naive]) if plan.naive else None
-    room = Room()
+    rooms = Rooms(of_leader(partial(_portion_before, setting, planned)))
     fast: dict[int, nn.Module] = {}  # of the networks under the views, some of which share one
     alarms = [
         {"check": "training", "row": "model", "message": message}
@@ -133,7 +134,7 @@ def evaluate_model(
             worst_case=worst_case(found),
             **proven,
             warnings=[*unsound(proven["certified"]), *told_before, *said],
-            environment={**environment(setting), "portion": room.size},
+            environment={**environment(setting), "portion": rooms.least},
             seconds=round(sum(part["seconds"] for part in parts), 3),
             **findings.entries(found, naive=naive),
         )
@@ -158,6 +159,7 @@ def evaluate_model(
                     show=keep_pictures(setting, subject, row),
                     looks=looks,
                 )
+            rooms.note()
             found.append(outcome)
             if len(log.lines) > known:  # else all of it stands in results.json already
                 write()
@@ -169,12 +171,15 @@ def evaluate_model(
             inside = single(scene.judged)
             if id(inside) not in fast:
                 fast[id(inside)] = swift(inside, examples.batch(slice(0, min(size, PROBES)))[0])
-            subject = Subject(scene.judged, rewrapped(scene.judged, fast[id(inside)]), room)
+            subject = Subject(
+                scene.judged, rewrapped(scene.judged, fast[id(inside)]), rooms.attacks
+            )
             clean = judge_row(subject, scene.rows[0], [True] * size).standing
             for row in scene.rows[1:]:
                 judge_row(subject, row, clean)
         with told():
-            for found_out in guarantees(first, setting, plan, seen, stop):
+            for found_out in guarantees(first, setting, plan, seen, stop, rooms):
+                rooms.note()
                 proven |= found_out
                 write()
         for refuted in unsound(proven["certified"]):
@@ -195,6 +200,20 @@ def _log(setting: Setting) -> VerdictLog:
         for name in (LOG, PORTRAIT, *HEADERS):
             (setting.directory / name).unlink(missing_ok=True)
     return VerdictLog(setting.directory / LOG)
+
+
+def _portion_before(setting: Setting, planned: Sequence[Scene]) -> int | None:
+    """`environment.portion` of results.json, if that is of rows which are planned again."""
+    if not setting.config["resume"]:
+        return None
+    try:
+        known = read_json(setting.directory / "results.json", MAX_RESULTS)
+        rows = {row["key"] for row in known["rows"]}
+        portion = known["environment"]["portion"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none of ours
+        return None
+    kept = any(row.key in rows for scene in planned for row in scene.rows)
+    return portion if kept and type(portion) is int else None
 
 
 def _distinct(views: Mapping[str, nn.Module]) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from advtrain.certification.linear import Distances, distances, summary
 from advtrain.modes import crafting
 from advtrain.plans import Evaluation
 from advtrain.precision import full_precision
+from advtrain.rooms import Rooms
 from advtrain.run_certification import certify
 from advtrain.run_prediction import study
 from advtrain.run_soundness import soundness
@@ -25,23 +26,24 @@ def guarantees(
     plan: Evaluation,
     seen: str,
     stop: Callable[[], None],
+    rooms: Rooms,
 ) -> Iterator[dict[str, Any]]:
     """Entries of results.json, each as soon as it is known, of `model`: the first view.
 
-    `seen` names network and examples.
+    `seen` names network and examples; `rooms`: for how many images there is memory.
     """
     view = next(iter(plan.views))
     if plan.exact is not None:
         yield {"exact": exact(model, setting, plan)}
     if plan.predict is not None:
-        studied = study(model, setting, plan.predict, seen, stop)
+        studied = study(model, setting, plan.predict, seen, stop, rooms.noise)
         yield {"predict_study": {"view": view, **studied}}
     if plan.certify is not None:
-        found = certify(model, setting, plan.certify, seen, stop)
+        found = certify(model, setting, plan.certify, seen, stop, rooms.noise)
         certified = {"view": view, **found, "soundness": None}
         yield {"certified": certified}
         if plan.certify.attack is not None:
-            attacked = soundness(model, setting, plan.certify, seen, stop)
+            attacked = soundness(model, setting, plan.certify, seen, stop, rooms)
             yield {"certified": {**certified, "soundness": attacked}}
 
 

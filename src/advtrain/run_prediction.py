@@ -21,7 +21,7 @@ from advtrain.certification.prediction import (
 from advtrain.certification.smoothing import Smoothed
 from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
-from advtrain.portions import Portioned, Room
+from advtrain.portions import Room
 from advtrain.precision import full_precision
 from advtrain.progress import Progress
 from advtrain.run_certification import AT_ONCE
@@ -36,6 +36,7 @@ def study(
     plan: PredictStudy,
     seen: str,
     stop: Callable[[], None],
+    room: Room,
 ) -> dict[str, Any]:
     """Predict the first `plan.size` test examples; the entry `predict_study` of results.json.
 
@@ -57,8 +58,8 @@ def study(
         claim(folder / "study.json", key, {**asked, "seed": config["seed"]}, logs)
 
     of_leader(claimed)
-    portioned = Portioned(model, Room())
-    smoothed = Smoothed(portioned, len(setting.data.classes), plan.sigma, plan.batch_size)
+    classes = len(setting.data.classes)
+    smoothed = Smoothed(model, classes, plan.sigma, plan.batch_size, room=room)
     source = examples.source[:size].tolist()
 
     def logged(

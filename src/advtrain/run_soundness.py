@@ -21,10 +21,11 @@ from advtrain.inference import swift
 from advtrain.models.views import smoothed
 from advtrain.modes import crafting
 from advtrain.plans import Certification
-from advtrain.portions import Portioned, Room
+from advtrain.portions import Portioned
 from advtrain.precision import computing_in, full_precision
 from advtrain.progress import Progress
 from advtrain.results import spelled
+from advtrain.rooms import Rooms
 from advtrain.runs import Setting
 from advtrain.seeding import derive, stream
 from advtrain.world import leads
@@ -40,6 +41,7 @@ def soundness(
     plan: Certification,
     seen: str,
     stop: Callable[[], None],
+    rooms: Rooms,
 ) -> dict[str, Any]:
     """Attack every certificate of certify.tsv with a radius; `certified.soundness` of results.json.
 
@@ -65,7 +67,8 @@ def soundness(
     key = fingerprint(seen, asked, plan.sigma, claims, config["seed"])
     header = partial(claim, log.with_suffix(".json"), key, {**asked, "seed": config["seed"]})
     of_leader(partial(header, [log]))
-    g = Smoothed(Portioned(model, Room()), len(setting.data.classes), plan.sigma, plan.batch_size)
+    classes = len(setting.data.classes)
+    g = Smoothed(model, classes, plan.sigma, plan.batch_size, room=rooms.noise)
     done = of_leader(lambda: {each.index for each in ATTEMPTS.repair(log).lines})
     missing = [each for each in certificates if each.index not in done]
     bar = Progress(len(claims), "soundness", "img", done=len(done))
@@ -78,9 +81,11 @@ def soundness(
             derive(config["seed"], "soundness", part, each.index)
             for part in ("look", "judge", "view")
         )
-        view = smoothed(fast, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
+        attacked = Portioned(fast, rooms.attacks)
+        view = smoothed(attacked, sigma=plan.sigma, draws=plan.attack_draws, seed=noise)
         with stream(x.device, config["seed"], "soundness", each.index), attacking(x):
-            distance, answer, p_value = challenge(
+            found = partial(
+                challenge,
                 g,
                 view,
                 x,
@@ -90,6 +95,7 @@ def soundness(
                 draws=plan.n,
                 seeds=(look, judge),
             )
+            distance, answer, p_value = rooms.attacks.within(found, x)
         claimed = (each.index, each.label, each.prediction, each.radius)
         yield Attempt(*claimed, distance, answer, p_value, time.perf_counter() - began)
 

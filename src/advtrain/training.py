@@ -248,23 +248,31 @@ def require_finite_weights(state: TrainState) -> None:
 
 @torch.no_grad()
 def require_same_weights(state: TrainState) -> None:
-    """Give all processes the leader's weights, which theirs are but for rounding.
+    """Give all processes the leader's weights, their averages and the optimizer's moments, which
+    theirs are but for rounding.
 
     TrainingFailed: they are others, as a descent makes them that follows gradients of its own.
     """
     if here().size == 1:
         return
-    mine = list(state.model.parameters())
+    networks = {id(each): each for each in (state.model, state.average.model)}.values()
+    mine = [each for network in networks for each in network.parameters()]
     before = [each.clone() for each in mine]
     follow(mine)
     apart = torch.stack([(a - b).float().norm() for a, b in zip(before, mine, strict=True)]).norm()
     length = torch.stack([each.float().norm() for each in mine]).norm()
+    follow(_moments(state.optimizer))
     drift = max(of_all(lambda: float(apart / length)))
     if drift > DRIFT:
         raise TrainingFailed(
             f"the weights of the processes differ by {drift:.1g} of their length after step "
             f"{state.step}: a descent must sum gradients, by exchange.sum_gradients."
         )
+
+
+def _moments(optimizer: Optimizer) -> list[Tensor]:
+    kept = (each for known in optimizer.state.values() for each in known.values())
+    return [each for each in kept if isinstance(each, Tensor) and each.is_floating_point()]
 
 
 def _report(state: TrainState, epoch: int) -> dict[str, float]:

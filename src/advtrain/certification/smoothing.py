@@ -18,7 +18,7 @@ each image has a stream of its own, and images share batches.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -35,6 +35,7 @@ from advtrain.certification.bounds import (
 )
 from advtrain.certification.noise import GAUSSIAN, Noise
 from advtrain.modes import crafting
+from advtrain.portions import Room
 from advtrain.ranges import Count, Positive, Probability, require
 from advtrain.types import Classifier
 
@@ -52,7 +53,8 @@ class Smoothed:
 
     `batch_size` is the number of noisy images in one forward pass, draws of several images
     together; it changes speed and memory, and results only as far as the rounding of `model`
-    does with the size of its batch.
+    does with the size of its batch. `room`: for how many there is memory, as known; where it runs
+    out, noise and passes follow it, with the same draws.
 
     Everywhere below: x is float32 or float64, (N, C, H, W) or (N, D), on the device of the model;
     results are on that device. Modules run in evaluation mode and have their modes back
@@ -65,7 +67,7 @@ class Smoothed:
 
     ValueError: sigma not positive; num_classes or batch_size < 1; n or n0 no whole number from 1;
     alpha outside (0, 1); x of another type; seeds not one per image, or with a generator; logits
-    of another width than num_classes.
+    of another width than num_classes. TooLarge: memory does not hold one noisy image.
     """
 
     model: Classifier
@@ -73,6 +75,7 @@ class Smoothed:
     sigma: Positive
     batch_size: Count = 1000
     noise: Noise = GAUSSIAN
+    room: Room = field(default_factory=Room, compare=False)
 
     def __post_init__(self) -> None:
         require("Smoothed.num_classes", self.num_classes, COUNT)
@@ -161,6 +164,16 @@ class Smoothed:
         Image i is drawn `draws[i]` times, from where its stream is. Nothing here waits for the
         device.
         """
+        begun = [(stream, stream.get_state()) for stream in streams]
+
+        def once() -> Tensor:
+            for stream, state in begun:
+                stream.set_state(state)
+            return self._tally(x, draws, streams)
+
+        return self.room.within(once, x)
+
+    def _tally(self, x: Tensor, draws: Sequence[int], streams: Sequence[Generator]) -> Tensor:
         width = self.num_classes + 1
         counts = torch.zeros(len(x) * width, dtype=torch.int64, device=x.device)
         one = torch.ones(1, dtype=torch.int64, device=x.device)
@@ -182,7 +195,7 @@ class Smoothed:
 
     def _labels(self, noisy: Tensor) -> Tensor:
         """Classes of a batch, (B,); `num_classes` where logits are not finite."""
-        logits = self.model(noisy)
+        logits = self.room.ask(self.model, noisy)
         if logits.shape != (len(noisy), self.num_classes):
             raise ValueError(
                 f"the model returned {tuple(logits.shape)} for {len(noisy)} images, where "
@@ -199,7 +212,7 @@ class Smoothed:
         One buffer serves all batches: each is overwritten when the next is asked for. Another
         holds the draws of a block: fresh memory for each would cost a fifth of the time.
         """
-        size = min(self.batch_size, sum(draws))
+        size = self.room.portion(min(self.batch_size, sum(draws)))
         buffer = x.new_empty((size, *x.shape[1:]))
         most = max(draws, default=1)
         rows = min(BLOCK, most, max(1, NUMBERS // x[:1].numel()) if len(x) else 1)
