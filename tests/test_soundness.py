@@ -232,7 +232,7 @@ def test_certificates_of_bf16_are_asked_in_bf16_where_no_copy_is_attacked(
     seen = []
 
     def challenged(g, *args, **keys):
-        seen.append(is_low(g.model.model))
+        seen.append(is_low(g.model))
         return challenge(g, *args, **keys)
 
     monkeypatch.setattr(run_soundness, "challenge", challenged)
