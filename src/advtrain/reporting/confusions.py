@@ -48,8 +48,7 @@ def _panel(axes: Any, row: Row) -> None:
             if share >= 0.005:
                 colour = "white" if share > 0.55 else INK
                 look = {"ha": "center", "va": "center", "fontsize": 6, "color": colour}
-                word = axes.text(answer, label, f"{100 * share:.0f}", **look)
-                word.set_in_layout(False)  # it lies within the panel: nothing to make room for
+                axes.text(answer, label, f"{100 * share:.0f}", **look)
 
 
 def shares_of(confusion: Sequence[Sequence[int]]) -> list[list[float]]:
