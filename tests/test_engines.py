@@ -5,11 +5,13 @@ import re
 import socket
 
 import pytest
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from running import TRAINING, command
 
 from advtrain.complaints import explain
+from advtrain.config_source import read_within_bounds
 from advtrain.config import ConfigError
 from advtrain.engines import require_engines
 from advtrain.main import merit
@@ -94,7 +96,7 @@ def test_an_interval_without_values_is_refused(override, told):
 def test_an_engine_that_is_not_installed_names_its_extra():
     Plugins.instance()  # as the command has asked for it by then
     error = Exception("Could not find 'hydra/launcher/ray'")
-    assert "pip install 'advtrain[ray]'" in explain(error, [], None)
+    assert "pip install '.[ray]'" in explain(error, [], None)
     error = Exception("Could not find 'hydra/launcher/poool'")
     assert explain(error, [], None).endswith("there is no such option. Allowed: basic, pool.")
 
@@ -128,3 +130,9 @@ def test_engines_run_grids_on_this_machine(tmp_path, name):
     assert [each["state"] for each in known] == ["done", "done"]
     assert {each["family"] for each in known} == {"grid"}
     assert (tmp_path / "grid" / "table.md").exists()
+
+
+def test_sources_of_configurations_are_those_that_other_processes_know():
+    """Launchers send the registry along; Hydra there refuses another class under a known name."""
+    read_within_bounds()
+    assert SourcesRegistry.instance().types["file"].__module__.startswith("hydra.")

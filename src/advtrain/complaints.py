@@ -185,5 +185,8 @@ def _no_engine(group: str, option: str) -> str:
     known = ConfigStore.instance().list(group)
     options = sorted(name.removesuffix(".yaml") for name in known)
     if extra := EXTRAS.get(f"{group}={option}"):
-        return f"{group}={option} is not installed here: pip install 'advtrain[{extra}]' brings it."
+        return (
+            f"{group}={option} is not installed here: pip install '.[{extra}]', in the folder of "
+            "advtrain's sources, brings it."
+        )
     return f"{group}={option}: there is no such option. Allowed: {', '.join(options)}."

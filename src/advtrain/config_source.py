@@ -5,21 +5,33 @@ or lie behind one. So each is looked at where Hydra opens it.
 """
 
 import os
+from functools import wraps
 from pathlib import Path
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from advtrain.config import ConfigError, conf_dir
 from advtrain.foreign import Refused, require_modest
 
+FILES = "file"  # of the sources that Hydra knows, that of folders
 
-class ModestSource(FileConfigSource):
-    """A folder of configurations. ConfigError: a file in it stands for more than it says."""
 
-    def load_config(self, config_path: str) -> ConfigResult:
+def read_within_bounds() -> None:
+    """From here on Hydra reads no YAML file of others that is not within bounds.
+
+    ConfigError, then and there: a file stands for more than it says. The method is replaced and not
+    the source, which launchers tell other processes of, where it would be unknown.
+    """
+    Plugins.instance()  # which loads the source anew
+    source = SourcesRegistry.instance().types[FILES]
+    load = source.load_config
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @wraps(load)
+    def load_modest(self: ConfigSource, config_path: str) -> ConfigResult:
         name = self._normalize_file_name(config_path)
         path = Path(os.path.realpath(os.path.join(self.path, name)))
         if not path.is_relative_to(conf_dir().resolve()):
@@ -27,10 +39,6 @@ class ModestSource(FileConfigSource):
                 require_modest(path)
             except Refused as error:
                 raise ConfigError(str(error)) from error
-        return super().load_config(config_path)
+        return load(self, config_path)
 
-
-def read_within_bounds() -> None:
-    """From here on Hydra reads no YAML file of others that is not within bounds."""
-    Plugins.instance()  # which registers Hydra's own source first, and once
-    SourcesRegistry.instance().types[ModestSource.scheme()] = ModestSource
+    source.load_config = load_modest  # type: ignore[method-assign]
