@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from running import TRAINING, command
 
 from advtrain.complaints import explain
-from advtrain.config_source import read_within_bounds
 from advtrain.config import ConfigError
+from advtrain.config_source import read_within_bounds
 from advtrain.engines import require_engines
 from advtrain.main import merit
 from advtrain.places import NUMBERED
