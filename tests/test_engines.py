@@ -98,7 +98,8 @@ def test_an_engine_that_is_not_installed_names_its_extra():
     error = Exception("Could not find 'hydra/launcher/ray'")
     assert "pip install '.[ray]'" in explain(error, [], None)
     error = Exception("Could not find 'hydra/launcher/poool'")
-    assert explain(error, [], None).endswith("there is no such option. Allowed: basic, pool.")
+    told = explain(error, [], None)  # with more behind them where extras are installed
+    assert "there is no such option. Allowed: basic, pool" in told
 
 
 def test_what_a_search_maximises_is_of_validation_images(tmp_path):
