@@ -94,3 +94,9 @@ def _state(model: nn.Module) -> dict[str, Any]:
         state[f"buffer {name}"] = buffer.clone()
         state[f"place of buffer {name}"] = id(buffer)
     return state
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without tables, page and figures, which take longer than small ones themselves."""
+    monkeypatch.setattr("advtrain.program.write_run", lambda directory, *, state: None)

@@ -10,8 +10,10 @@ import pytest
 from running import run
 from torch import Tensor, nn
 
-from advtrain import footprint, program, run_evaluation
+from advtrain import footprint, run_evaluation
 from advtrain.evaluation import evaluate
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 SMALL = (
     *("logger=none", "device=cpu", "epochs=1", "validate.attack.steps=1", "attack.steps=1"),
@@ -63,11 +65,6 @@ def refusing(shape: Any, classes: int) -> nn.Module:
 
 def failing(shape: Any, classes: int) -> nn.Module:
     return Failing()
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
 
 
 def test_batch_norm_on_single_pixels_is_fitted_by_more_than_one_image(tmp_path: Path) -> None:

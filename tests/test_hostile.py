@@ -114,6 +114,7 @@ def sentence(told: str, name: str) -> None:
     """One sentence about `name`, which no terminal obeys and no page runs."""
     assert name in told and len(told) < 900, told
     assert len(told.strip().splitlines()) == 1 and "Traceback" not in told, told
+    assert "Errno" not in told, told
 
 
 ELSEWHERE = {

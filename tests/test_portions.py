@@ -12,7 +12,7 @@ from running import DATA, FITTING, run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from advtrain import averaged, footprint, program
+from advtrain import averaged, footprint
 from advtrain.attacks.apgd import apgd
 from advtrain.attacks.gama import gama_pgd
 from advtrain.attacks.objectives import guided
@@ -324,9 +324,8 @@ def test_of_several_draws_rows_are_halved_and_not_images(
 
 
 def test_portions_of_certificates_are_told_and_kept_by_a_run_that_goes_on(
-    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limits: Any, no_report: None
 ) -> None:
-    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
     noisy = ("eval.certify.n=30", "eval.certify.n0=5", "eval.certify.alpha=0.01")
     given = (*FITTING, *OF_SMALL, "attack.steps=2", "eval=certify", "epochs=1", *noisy)
     limits(forth=25)
@@ -365,9 +364,8 @@ def test_without_an_engine_of_cudnn_memory_ran_out_if_there_is_little(
 
 
 def test_attacks_on_certificates_in_halves_are_those_of_the_whole(
-    tmp_path: Path, limits: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, limits: Any, no_report: None
 ) -> None:
-    monkeypatch.setattr(program, "write_run", lambda directory, *, state: None)
     noisy = ("eval.certify.n=100", "eval.certify.n0=5", "eval.certify.attack_draws=20")
     given = (*FITTING, *OF_SMALL, "attack.steps=2", "epochs=1", "scale.steps=2", *noisy)
     attempts = []

@@ -103,9 +103,16 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
 
 
+def words(error: Exception) -> str:
+    """What an error says: of one of the system, the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def brief(error: Exception) -> str:
     """What an error of a library says, which may quote the file at length: one short line."""
-    said = printable(str(error)).split("\n")[0]
+    said = printable(words(error)).split("\n")[0]
     return (said if len(said) <= BRIEF else f"{said[:BRIEF]}...") or type(error).__name__
 
 

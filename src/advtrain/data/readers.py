@@ -20,6 +20,7 @@ from torch import Tensor
 
 from advtrain.data import idx
 from advtrain.data.errors import DataError
+from advtrain.foreign import words
 from advtrain.lock import locked
 from advtrain.machine import of_machine
 from advtrain.portions import out_of_memory
@@ -229,7 +230,7 @@ def _fetch(source: Source, root: str, why: str) -> None:
 
 def _brief(error: Exception) -> str:
     """The end of a message: where several mirrors failed, the last reason."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in words(error).splitlines() if line.strip()]
     return lines[-1].strip().rstrip(".") if lines else type(error).__name__
 
 

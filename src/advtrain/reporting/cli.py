@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from advtrain.foreign import printable
+from advtrain.foreign import printable, words
 from advtrain.reporting.claims import Wanted
 from advtrain.reporting.sources import find
 from advtrain.reporting.terminal import print_run, print_set
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print_set(write_set(given.paths, out, wanted))
     except (OSError, ValueError) as error:
-        print(f"advtrain-report: {printable(str(error))}", file=sys.stderr)
+        print(f"advtrain-report: {printable(words(error))}", file=sys.stderr)
         return 2
     print(printable(str(out / "report.html")))
     return 0
