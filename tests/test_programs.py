@@ -19,9 +19,10 @@ from advtrain.attacks.objectives import margin
 from advtrain.attacks.pgd import fgsm, pgd, rfgsm
 from advtrain.attacks.starts import normal
 from advtrain.averages import Last
-from advtrain.conditions import alike
+from advtrain.conditions import Condition, alike
 from advtrain.config import ConfigError
 from advtrain.defenses.multi_attack import MultiAttack
+from advtrain.defenses.oat import Oat
 from advtrain.defenses.pgd_at import PgdAt
 from advtrain.defenses.trades import Trades
 from advtrain.descents.plain import Plain
@@ -133,16 +134,65 @@ def test_a_loss_of_more_images_than_an_attack_leaves_the_attack_compiled() -> No
         assert calls.count == before + 7
 
 
-def test_a_network_that_is_told_more_than_images_says_once_that_it_runs_as_it_is(
-    caplog: Any,
+def conditional(*, widths: list[float] | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    keys: dict[str, Any] = {"encoding": "rand", "code_size": 4, "dual": True, "film_offset": 1.0}
+    return oat_small_cnn(SHAPE, 10, lambdas=[0, 0.5, 1], widths=widths, **keys)
+
+
+@pytest.mark.parametrize(
+    ("widths", "low", "expected"),
+    [
+        (None, False, 3),  # a step of the attack, the clean pass, that of attacked images
+        (None, True, 3),
+        ([0.5, 1.0], False, 8),  # in place of a step a pass, and one for half as many images
+    ],
+    ids=["fp32", "bf16", "two widths"],
+)
+def test_once_for_all_training_is_compiled(
+    widths: list[float] | None, low: bool, expected: int
 ) -> None:
-    keys = {"lambdas": [0, 1], "encoding": "rand", "code_size": 4, "dual": True, "film_offset": 1.0}
-    model = compiled(oat_small_cnn(SHAPE, 10, **keys), backend="eager")
+    counter, gradients = CompileCounter(), []
+    defense = Oat(ATTACKS["linf"], judged_at=[0.0, 1.0])
+    model = low_precision(conditional(widths=widths)) if low else conditional(widths=widths)
+    fast = compiled(copy.deepcopy(model), backend=counter)
+    for index, images in enumerate([12, 12, 7, 12]):
+        for network in (model, fast):
+            torch.manual_seed(index)
+            network.zero_grad()
+            with crafting(network, "eval"):
+                now = Moment(index, index / 4, index / 5)
+                parcel = defense.craft(network, *batch(images, index), now)
+            loss, _ = defense.loss(network.train(), parcel)
+            loss.backward()
+            found = [each.grad for each in network.parameters() if each.grad is not None]
+            gradients.append(nn.utils.parameters_to_vector(found))
+        assert torch.equal(gradients[-1], gradients[-2])
+    assert counter.frame_count == expected
+
+
+def test_a_conditional_network_is_filled_up_with_its_lambdas() -> None:
+    counter, model = CompileCounter(), conditional().eval()
+    fast = compiled(copy.deepcopy(model), backend=counter)
+    for images in (12, 5, 6, 12, 3):
+        x = batch(images)[0]
+        each = Condition(torch.linspace(0.2, 1, images), 0)
+        for condition in (alike(0, x), alike(0.3, x), alike(1, x), each):
+            torch.testing.assert_close(fast(x, condition=condition), model(x, condition))
+    assert counter.frame_count == 9  # 12, 6 and 3 images: standard, robust, each its own lambda
+
+
+def test_a_network_that_is_told_anything_else_says_once_that_it_runs_as_it_is(caplog: Any) -> None:
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x) * scale
+
+    model = compiled(Scaled(3, 2), backend="eager")
     with caplog.at_level(logging.WARNING, "advtrain"):
-        for _ in range(2):
-            model(batch(4)[0], alike(0.5, batch(4)[0]))
+        for scale in (2.0, 3.0):
+            model(torch.rand(4, 3), scale)
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told.startswith("compile: ConditionalNetwork is called with more than images")
+    assert told.startswith("compile: Scaled is called with more than images and lambdas")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])

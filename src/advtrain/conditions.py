@@ -28,6 +28,13 @@ class Condition(NamedTuple):
         """That of the images behind the zeros."""
         return Condition(self.lambdas[self.zeros :], 0)
 
+    def filled(self, images: int, size: int) -> "Condition":
+        """That of `images` images of which the last is repeated, up to `size` rows."""
+        lambdas, more = self.lambdas, size - images
+        if len(lambdas) > 1:
+            lambdas = torch.cat([lambdas, lambdas[-1:].expand(more)])
+        return Condition(lambdas, size if self.zeros == images else self.zeros)
+
 
 @runtime_checkable
 class Conditional(Protocol):

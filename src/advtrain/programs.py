@@ -6,8 +6,8 @@ quarter and so on. In training mode they do, and the one short minibatch of an e
 written. Functions around a network that gradients run through inside, as a step of an attack, are
 compiled with it, whole; each has a minibatch of its own.
 
-What does not compile is told once, by name, and runs as it is written. So do calls with more than
-images, as those of a network that is told a lambda beside them.
+A conditional network is told a lambda beside each image; its programs take both. What does not
+compile is told once, by name, and runs as it is written. So do calls with anything else.
 
 The compiler counts programs by the code that they are of, which all networks of a process share,
 and keeps them. A network that finds no other alive has them dropped.
@@ -20,11 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+
+from advtrain.conditions import Condition
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +71,8 @@ def program(model: object, function: F) -> F:
     Its first argument is a tensor with a row for each image. Numbers among its arguments that
     change from call to call come as tensors.
     """
-    static = getattr(model, "_compiled_call_impl", None)
+    network = model.func if isinstance(model, partial) else model  # told a lambda for each image
+    static = getattr(network, "_compiled_call_impl", None)
     if not isinstance(static, Static) or not hasattr(torch._dynamo.config, GRADIENTS):
         return function
     return static.around(function)
@@ -103,14 +107,18 @@ class Static:
         plain = self.model._call_impl
         if torch.compiler.is_compiling() or _resting.get() or not len(x):
             return plain(x, *more, **options)
-        if more or options:
+        told = [*more, *options.values()]
+        if not all(isinstance(each, Condition) for each in told):
             self._tell_of_more()
             return plain(x, *more, **options)
         if any(part.training for part in self.model.modules()):
-            whole = self._whole(self.network, x)
-            return self._run(self.network, plain, x) if whole else plain(x)
+            if not self._whole((self.network, *(each.zeros > 0 for each in told)), x):
+                return plain(x, *more, **options)
+            return self._run(self.network, plain, x, *more, **options)
         size = self._size(len(x))
-        logits: Tensor = self._run(self.network, plain, filled(x, size))
+        more = tuple(each.filled(len(x), size) for each in more)
+        options = {name: each.filled(len(x), size) for name, each in options.items()}
+        logits: Tensor = self._run(self.network, plain, filled(x, size), *more, **options)
         return logits if size == len(x) else logits[: len(x)]
 
     def around(self, function: F) -> F:
@@ -138,22 +146,24 @@ class Static:
             size //= 2
         return size
 
-    def _run(self, fast: Callable[..., Any], plain: Callable[..., Any], *given: Any) -> Any:
+    def _run(
+        self, fast: Callable[..., Any], plain: Callable[..., Any], *given: Any, **keys: Any
+    ) -> Any:
         if fast not in self.refused:
             try:
-                found = fast(*given)
+                found = fast(*given, **keys)
                 return found.clone() if self.graphs else found  # a graph overwrites what it returns
             except Exception as error:
                 if not _of_compiler(error):
                     raise
                 self.refused.add(fast)
                 self._tell(plain, error)
-        return plain(*given)
+        return plain(*given, **keys)
 
     def _tell_of_more(self) -> None:
         if not self.told_of_more:
             logger.warning(
-                "compile: %s is called with more than images, as a lambda, and runs as it is.",
+                "compile: %s is called with more than images and lambdas, and runs as it is.",
                 type(self.model).__name__,
             )
         self.told_of_more = True
