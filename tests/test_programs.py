@@ -3,6 +3,8 @@
 import copy
 import gc
 import logging
+import platform
+import shutil
 from functools import partial
 from typing import Any
 
@@ -34,7 +36,7 @@ from advtrain.modes import crafting
 from advtrain.precision import low_precision
 from advtrain.programs import compiled, filled
 from advtrain.runs import require_able
-from advtrain.threat import L2, Linf
+from advtrain.threat import L1, L2, Linf
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
 
@@ -84,9 +86,11 @@ def test_an_attack_on_a_compiled_network_gives_the_same_images(name: str) -> Non
 
 def moves(index: int) -> dict[str, Any]:
     """Attacks of a radius that grows with `index`."""
-    threat = Linf(0.1 + 0.01 * index)
+    threat, size = Linf(0.1 + 0.01 * index), 0.04 + 0.01 * index
     return {
-        "pgd": partial(pgd, threat=threat, steps=3, step_size=0.04 + 0.01 * index),
+        "pgd": partial(pgd, threat=threat, steps=3, step_size=size),
+        "l2": partial(pgd, threat=L2(0.5 + 0.1 * index), steps=3, step_size=size),
+        "l1": partial(pgd, threat=L1(2.0 + index), steps=3, step_size=size),
         "fgsm": partial(fgsm, threat=threat),
         "rfgsm": partial(rfgsm, threat=threat, noise_share=0.5),
     }
@@ -349,7 +353,19 @@ def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigError, match="precision=bf16: Old One has no units for bfloat16"):
         require_able(torch.device("cuda"), "bf16", False)
     require_able(torch.device("cuda"), "fp32", "reduce-overhead")
-    require_able(torch.device("cpu"), "bf16", True)
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_a_processor_without_units_for_bfloat16_is_told(
+    units: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        require_able(torch.device("cpu"), "bf16", True)
+        require_able(torch.device("cpu"), "fp32", True)
+    assert [record.getMessage()[:14] for record in caplog.records] == ["precision=bf16"][units:]
 
 
 def apart(model: nn.Module, other: nn.Module) -> float:
@@ -358,14 +374,24 @@ def apart(model: nn.Module, other: nn.Module) -> float:
     return float((mine - theirs).norm() / mine.norm())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def require_near(ends: list[nn.Module], start: nn.Module, *, share: float) -> None:
+    """Two trainings from `start` end at the same weights, but for that share of the way.
+
+    In bfloat16 plain and compiled steps round at other places, and are apart by as much as each is
+    from float32, a sixth of the way.
+    """
+    way = apart(start, ends[0])
+    assert way > 0.02 and apart(*ends) <= share * way
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler for C++")
+@pytest.mark.parametrize("low", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_code_trains_to_nearly_the_same_weights(low: bool) -> None:
     ends = []
     for fast in (False, True):
         model = low_precision(plain()) if low else plain()
         ends.append(trained(compiled(model) if fast else model, methods()["pgd_at"]))
-    assert apart(*ends) <= (0.05 if low else 1e-5)
+    require_near(ends, plain(), share=0.25 if low else 1e-3)
 
 
 @pytest.mark.slow
@@ -384,4 +410,4 @@ def test_on_a_gpu_compiled_training_ends_near_plain_training(low: bool, graphs: 
         model = (low_precision(plain()) if low else plain()).cuda()
         model = compiled(model, graphs=graphs) if fast else model
         ends.append(trained(model, methods()["pgd_at"]))
-    assert apart(*ends) <= (0.05 if low else 1e-3)
+    require_near([each.cpu() for each in ends], plain(), share=0.25 if low else 0.01)

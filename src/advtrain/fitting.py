@@ -59,7 +59,8 @@ def for_training(setting: Setting) -> Setting:
     most = max(PAIR, min(MOST, size // UPDATES) // processes)
     beside = _beside()
     with within(ALONE):
-        found = largest(_step(setting), most, setting.device, least=PAIR, processes=beside)
+        step, device = _step(setting), setting.device
+        found = largest(step, most, device, key="batch_size", least=PAIR, processes=beside)
     return _with_batch_size(setting, processes * min(of_all(lambda: found)))
 
 
@@ -73,7 +74,8 @@ def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
         return setting
     found = of_leader(partial(_judged_with, setting, model))
     if found is None:
-        fits = largest(_pass(setting, model), MOST, setting.device, processes=_beside())
+        run, device = _pass(setting, model), setting.device
+        fits = largest(run, MOST, device, key="eval.batch_size", processes=_beside())
         found = min(of_all(lambda: fits))
         of_leader(partial(_note, setting, model, found))
     config = {**setting.config, "eval": {**asked, "batch_size": found}}

@@ -29,23 +29,25 @@ def largest(
     most: int,
     device: torch.device,
     *,
+    key: str,
     least: int = 1,
     processes: int = 1,
 ) -> int:
     """The largest power of two, from `least` to `most`, for which `trial` of so many images fits.
 
-    What the trials took is free again afterwards. `processes`: how many do this on one machine at
-    once, each with its part of the memory of the processor. TooLarge: not even `least` fit.
+    What the trials took is free again afterwards. `key`: of the configuration, whose number this
+    is. `processes`: how many do this on one machine at once, each with its part of the memory of
+    the processor. TooLarge: not even `least` fit.
     """
     sizes = [least * 2**i for i in range((most // least).bit_length())]
     room = SHARE * free(device) if device.type == "cuda" else SPARED * free(device) / processes
     fits = _tried if device.type == "cuda" else _counted
-    with at_rest():  # programs take no more, and would be compiled for every size
+    with at_rest():  # programs would be compiled for every size
         found = fits(trial, sizes, device, room)
     release(device)
     if not found:
         raise TooLarge(
-            f"batch_size=auto: {'one image is' if least == 1 else f'{least} images are'} too large "
+            f"{key}=auto: {'one image is' if least == 1 else f'{least} images are'} too large "
             f"for the {room / GIGABYTE:.1f} GiB that there are on {device}. Use precision=bf16, a "
             "smaller model, or another device."
         )

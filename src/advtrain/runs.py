@@ -1,5 +1,7 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
+import logging
+import platform
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,8 @@ from advtrain.types import (
 )
 from advtrain.watchdog import Watchdog
 from advtrain.world import here
+
+logger = logging.getLogger(__name__)
 
 LARGEST = 65_536  # pixels along a side, channels or classes
 DEFAULTS = {"precision": "fp32", "spectral_norm": "none", "seed": 0}
@@ -180,22 +184,32 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
 
 
 def require_able(device: torch.device, precision: str, graphs: bool | str) -> None:
-    """Raise ConfigError for what `device` cannot do."""
+    """Raise ConfigError for what `device` cannot do; a warning tells what it can only emulate."""
     if graphs == "reduce-overhead" and device.type != "cuda":
         raise ConfigError(
             f"compile=reduce-overhead records CUDA graphs, and device is {device.type}. Use "
             "compile=true."
         )
-    if precision == "bf16" and device.type == "cuda" and not bfloat16():
+    if precision != "bf16" or bfloat16(device):
+        return
+    if device.type == "cuda":
         raise ConfigError(
             f"precision=bf16: {torch.cuda.get_device_name(device)} has no units for bfloat16. Use "
             "precision=fp32."
         )
+    logger.warning(
+        "precision=bf16: this processor has no units for bfloat16, and takes longer than with "
+        "precision=fp32."
+    )
 
 
-def bfloat16() -> bool:
-    """Whether the CUDA device computes in bfloat16 by itself."""
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+def bfloat16(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16 by itself; of processors but x86 nothing is known."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def make_model(

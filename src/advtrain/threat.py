@@ -50,9 +50,10 @@ class Ball:
             )
 
     def around(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """`project` with its centre bound, so that a loop computes bounds once.
+        """`project` with centre and radius bound, so that a loop computes bounds once.
 
-        Returns a new tensor, in the ball around `x` and in the box up to float rounding.
+        Returns a new tensor, in the ball around `x` and in the box up to float rounding. The radius
+        is a tensor inside: a compiled program serves all of them.
         """
         raise NotImplementedError
 
@@ -135,11 +136,12 @@ class L2(Ball):
         Clipping towards a box that holds `x` shortens each component, so the result lies in both
         sets; it is not the nearest such point, which would take an iteration.
         """
+        eps = _wide(x).new_full((), self.eps)
 
         def project(x_adv: Tensor) -> Tensor:
             delta = _wide(x_adv) - _wide(x)
             length = _length(delta, 2)
-            factor = (self.eps / length.clamp_min(_tiny(length))).clamp_max(1)
+            factor = (length.clamp_min(_tiny(length)).reciprocal() * eps).clamp_max(1)
             return self._boxed(torch.addcmul(_wide(x), delta, factor).to(x.dtype))
 
         return project
@@ -185,11 +187,12 @@ class L1(Ball):
         """
         centre = _wide(x).flatten(1)
         above, below = self.high - centre, centre - self.low
+        eps = centre.new_full((), self.eps)
 
         def project(x_adv: Tensor) -> Tensor:
             delta = _wide(x_adv).flatten(1) - centre
             size, room = delta.abs(), above.where(delta > 0, below)
-            shrunk = _shortened(size, room, self.eps).copysign_(delta)
+            shrunk = _shortened(size, room, eps).copysign_(delta)
             return self._boxed(shrunk.add_(centre).reshape(x.shape).to(x.dtype))
 
         return project
@@ -226,7 +229,7 @@ def _length(delta: Tensor, order: float, dtype: torch.dtype | None = None) -> Te
     return size.amax(dimensions, True) if order == inf else size.sum(dimensions, True)
 
 
-def _shortened(size: Tensor, room: Tensor, total: float) -> Tensor:
+def _shortened(size: Tensor, room: Tensor, total: Tensor) -> Tensor:
     """min(size - theta, room), at least 0, with the least theta >= 0 for which rows sum to `total`.
 
     size and room (N, D), not negative. Rows that sum to less keep theta = 0.
