@@ -16,8 +16,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """One thread: the tensors are small, and threads on busy cores wait for each other."""
+    """One thread: the tensors are small, and threads on busy cores wait for each other. float32 is
+    float32 on a GPU, too, as in every run.
+    """
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class Digits(NamedTuple):

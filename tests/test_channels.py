@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain import optimizers
-from advtrain.channels import channels_last
+from advtrain.channels import channels_last, lying_well
 from advtrain.models.resnet import cifar_resnet
 from advtrain.models.small import mnist_cnn, small_cnn
 from advtrain.precision import low_precision
@@ -131,6 +131,17 @@ def test_a_gradient_in_another_order_than_its_weights_is_laid_out_anew() -> None
     )
     steps.step()
     torch.testing.assert_close(each.detach(), expected)
+
+
+def test_kernels_lie_as_before_after_a_while_channels_last() -> None:
+    model = plain()
+    before = [(each, each.data_ptr(), each.detach().clone()) for each in model.parameters()]
+    with pytest.raises(KeyError), lying_well(model, SHAPE) as inside:
+        assert inside is model and last(model)
+        raise KeyError
+    assert not last(model)
+    for each, place, values in before:
+        assert each.data_ptr() == place and torch.equal(each, values)
 
 
 @pytest.mark.gpu

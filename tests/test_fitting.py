@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from running import run
 from torch import Tensor, nn
 
@@ -140,6 +141,21 @@ def test_an_evaluation_that_goes_on_keeps_its_number(
     assert number() == 1024
     assert run(tmp_path, *of, "resume=false")["exit_code"] == 0
     assert number() < 1024
+
+
+def test_what_compiled_graphs_take_is_theirs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def tried(trial: Any, sizes: Any, device: Any, room: float) -> int:
+        seen.append(room)
+        return 1
+
+    monkeypatch.setattr(footprint, "_tried", tried)
+    monkeypatch.setattr(footprint, "free", lambda device: 1000)
+    monkeypatch.setattr(footprint, "release", lambda device: None)
+    for twice in (False, True):
+        footprint.largest(print, 8, torch.device("cuda"), key="batch_size", twice=twice)
+    assert seen == [800, 400]
 
 
 def test_another_network_in_the_same_directory_has_a_number_of_its_own(

@@ -144,6 +144,13 @@ def test_one_image_too_many_is_told_and_other_errors_pass(limits: Any) -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         Room().within(broken, torch.rand(2, 3))
     assert not out_of_memory(RuntimeError("shapes")) and out_of_memory(MemoryError())
+    for told in (
+        "CUDA error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ):
+        assert out_of_memory(RuntimeError(told))
 
 
 def test_certificates_in_halves_are_those_of_the_whole(limits: Any) -> None:
@@ -236,12 +243,12 @@ def test_on_a_processor_what_an_image_takes_is_counted(monkeypatch: pytest.Monke
         (x * 2).exp().sin().sum().backward()  # five times x at the height
 
     monkeypatch.setattr(footprint, "free", lambda device: 2 * 20_000 * 100)
-    assert largest(step, 1024, HERE) == 64
-    assert largest(step, 32, HERE) == 32
-    assert largest(step, 1024, HERE, processes=4) == 16
+    assert largest(step, 1024, HERE, key="batch_size") == 64
+    assert largest(step, 32, HERE, key="batch_size") == 32
+    assert largest(step, 1024, HERE, key="batch_size", processes=4) == 16
     monkeypatch.setattr(footprint, "free", lambda device: 20_000)
     with pytest.raises(TooLarge, match="batch_size=auto: one image"):
-        largest(step, 32, HERE)
+        largest(step, 32, HERE, key="batch_size")
 
 
 def test_on_cuda_batches_are_tried_until_they_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,12 +270,12 @@ def test_on_cuda_batches_are_tried_until_they_do_not_fit(monkeypatch: pytest.Mon
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     limit = 40
-    assert largest(step, 1024, device) == 32 and tried[-1] == 64
+    assert largest(step, 1024, device, key="batch_size") == 32 and tried[-1] == 64
     limit = 1000
-    assert largest(step, 1024, device) == 64  # 80 % of the memory, and no more
+    assert largest(step, 1024, device, key="batch_size") == 64  # 80 % of the memory, and no more
     limit = 0
     with pytest.raises(TooLarge, match="one image"):
-        largest(step, 1024, device)
+        largest(step, 1024, device, key="batch_size")
 
 
 @pytest.mark.gpu
@@ -279,7 +286,7 @@ def test_on_a_gpu_a_batch_that_does_not_fit_is_halved_and_memory_is_free_again()
         torch.empty(images, 2**30, dtype=torch.uint8, device=device)
 
     free = torch.cuda.mem_get_info()[0]
-    found = largest(step, 2**20, device)
+    found = largest(step, 2**20, device, key="batch_size")
     assert found * 2**30 <= free < 4 * found * 2**30
     assert torch.cuda.mem_get_info()[0] >= free - 2**28
 

@@ -326,6 +326,20 @@ def test_what_does_not_compile_is_told_by_name_and_runs_as_it_is(caplog: Any) ->
     assert told[1].startswith("compile: ascend around Network does not compile")
 
 
+def test_what_a_graph_cannot_hold_is_told_and_runs_as_it_is(caplog: Any) -> None:
+    def capturing(graph: Any, inputs: Any) -> Any:
+        def run(*given: Any) -> Any:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+        return run
+
+    model = plain().eval()
+    fast = compiled(copy.deepcopy(model), backend=capturing)
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        assert torch.equal(fast(batch(4)[0]), model(batch(4)[0]))
+    assert "stream is capturing" in caplog.records[0].getMessage()
+
+
 def test_a_backward_pass_that_does_not_compile_is_told_before_it_is_asked_for(caplog: Any) -> None:
     backend = aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=refusing)
     model = compiled(plain().eval(), backend=backend)
@@ -404,10 +418,13 @@ def test_a_run_compiles_from_start_to_end(tmp_path: Any, capfd: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", [False, True], ids=["programs", "graphs"])
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
-def test_on_a_gpu_compiled_training_ends_near_plain_training(low: bool, graphs: bool) -> None:
+def test_on_a_gpu_compiled_training_ends_near_plain_training(
+    low: bool, graphs: bool, caplog: Any
+) -> None:
     ends = []
     for fast in (False, True):
         model = (low_precision(plain()) if low else plain()).cuda()
         model = compiled(model, graphs=graphs) if fast else model
         ends.append(trained(model, methods()["pgd_at"]))
+    assert not caplog.records and torch._dynamo.utils.counters["frames"]["ok"]
     require_near([each.cpu() for each in ends], plain(), share=0.25 if low else 0.01)

@@ -6,6 +6,8 @@ they meet. Networks whose weights are mostly those of linear layers lose by it, 
 map then copies it, and stay as they are; so does anyone's code that asks maps to lie otherwise.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -26,6 +28,17 @@ def channels_last(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     if _gains(model) and _bears(model, shape):
         model.to(memory_format=torch.channels_last)
     return model
+
+
+@contextmanager
+def lying_well(model: nn.Module, shape: tuple[int, int, int]) -> Iterator[nn.Module]:
+    """Inside, kernels lie as `channels_last` has them for what `model` computes in now."""
+    kept = [(each, each.data) for each in model.parameters() if each.ndim == 4]
+    try:
+        yield channels_last(model, shape)
+    finally:
+        for parameter, before in kept:
+            parameter.data = before
 
 
 def _gains(model: nn.Module) -> bool:

@@ -67,7 +67,8 @@ def _bits(like: Tensor, source: Generator | None) -> Tensor:
     count = like.numel()
     octets = torch.empty(ceil(count / 8), 1, dtype=torch.uint8, device=like.device)
     octets.random_(generator=source)
-    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=like.device)
+    shifts = torch.arange(8, dtype=torch.uint8, device=like.device)
+    places = torch.ones_like(shifts).bitwise_left_shift_(shifts)  # a list would wait for the device
     bits = (octets & places).to(like.dtype).sub_(0.5).sign_()
     return bits.flatten()[:count].view(like.shape)
 

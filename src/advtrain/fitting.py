@@ -59,8 +59,15 @@ def for_training(setting: Setting) -> Setting:
     most = max(PAIR, min(MOST, size // UPDATES) // processes)
     beside = _beside()
     with within(ALONE):
-        step, device = _step(setting), setting.device
-        found = largest(step, most, device, key="batch_size", least=PAIR, processes=beside)
+        found = largest(
+            _step(setting),
+            most,
+            setting.device,
+            key="batch_size",
+            least=PAIR,
+            processes=beside,
+            twice=_graphs(setting),
+        )
     return _with_batch_size(setting, processes * min(of_all(lambda: found)))
 
 
@@ -74,12 +81,22 @@ def for_evaluation(setting: Setting, model: nn.Module) -> Setting:
         return setting
     found = of_leader(partial(_judged_with, setting, model))
     if found is None:
-        run, device = _pass(setting, model), setting.device
-        fits = largest(run, MOST, device, key="eval.batch_size", processes=_beside())
+        fits = largest(
+            _pass(setting, model),
+            MOST,
+            setting.device,
+            key="eval.batch_size",
+            processes=_beside(),
+            twice=_graphs(setting),
+        )
         found = min(of_all(lambda: fits))
         of_leader(partial(_note, setting, model, found))
     config = {**setting.config, "eval": {**asked, "batch_size": found}}
     return replace(setting, config=config)
+
+
+def _graphs(setting: Setting) -> bool:
+    return setting.config["compile"] == "reduce-overhead"
 
 
 def _beside() -> int:

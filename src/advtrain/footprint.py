@@ -32,16 +32,19 @@ def largest(
     key: str,
     least: int = 1,
     processes: int = 1,
+    twice: bool = False,
 ) -> int:
     """The largest power of two, from `least` to `most`, for which `trial` of so many images fits.
 
     What the trials took is free again afterwards. `key`: of the configuration, whose number this
     is. `processes`: how many do this on one machine at once, each with its part of the memory of
-    the processor. TooLarge: not even `least` fit.
+    the processor. `twice`: of a CUDA device, for what compiled graphs take is theirs alone.
+    TooLarge: not even `least` fit.
     """
     sizes = [least * 2**i for i in range((most // least).bit_length())]
-    room = SHARE * free(device) if device.type == "cuda" else SPARED * free(device) / processes
-    fits = _tried if device.type == "cuda" else _counted
+    on_cuda = device.type == "cuda"
+    room = SHARE * free(device) / (1 + twice) if on_cuda else SPARED * free(device) / processes
+    fits = _tried if on_cuda else _counted
     with at_rest():  # programs would be compiled for every size
         found = fits(trial, sizes, device, room)
     release(device)

@@ -26,8 +26,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SIGNS = ("DefaultCPUAllocator", "CUDA out of memory", "_STATUS_ALLOC_FAILED")
-"""What a RuntimeError says that is about memory; of CUDA's allocator there is a class besides."""
+SIGNS = (
+    *("DefaultCPUAllocator", "CUDA out of memory", "CUDA error: out of memory"),
+    *("[CUDA]: out of memory", "_STATUS_ALLOC_FAILED", "_ALLOCATION_FAILED"),
+)
+"""What a RuntimeError says that is about memory: PyTorch's allocators (of CUDA's there is a class
+besides), CUDA itself as it loads a kernel or records a graph, Triton, cuBLAS and cuDNN."""
 
 NO_ENGINE = "unable to find an engine to execute this computation"
 """What is said of a convolution for which no way of cuDNN is left. PyTorch passes over those whose

@@ -40,6 +40,12 @@ GRADIENTS = "trace_autograd_ops"  # of dynamo's settings: programs may hold torc
 DYNAMOS = "The .grad attribute of a Tensor that is not a leaf"
 """A warning that dynamo raises about what it looks at itself."""
 
+TENSOR_FLOAT = "TensorFloat32 tensor cores"
+"""One by which inductor advises to round float32, which verdicts must not."""
+
+CAPTURING = "stream is capturing"
+"""What is said of an operation that a CUDA graph cannot hold, as eigh before torch 2.14."""
+
 _alive: WeakSet[nn.Module] = WeakSet()  # networks with compiled calls
 _resting: ContextVar[bool] = ContextVar("resting", default=False)
 
@@ -55,7 +61,8 @@ def compiled(model: nn.Module, *, backend: Any = "inductor", graphs: bool = Fals
     functorch.donated_buffer = False  # some attacks go back through a pass twice
     if hasattr(dynamo, GRADIENTS):
         setattr(dynamo, GRADIENTS, True)
-    warnings.filterwarnings("ignore", DYNAMOS)
+    for told in (DYNAMOS, TENSOR_FLOAT):
+        warnings.filterwarnings("ignore", told)
     if _alive:
         gc.collect()  # a network and what is compiled of it hold each other
     if not _alive:
@@ -188,5 +195,7 @@ def filled(x: Tensor, size: int) -> Tensor:
 
 
 def _of_compiler(error: BaseException) -> bool:
+    if CAPTURING in str(error):
+        return True
     homes = ("torch._dynamo", "torch._inductor", "torch._functorch")
     return any(kind.__module__.startswith(homes) for kind in type(error).__mro__)

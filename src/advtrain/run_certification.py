@@ -21,6 +21,7 @@ from advtrain.certification.noise import KINDS, Noise, linf, norm
 from advtrain.certification.premises import doubts
 from advtrain.certification.smoothing import Smoothed, streams_of
 from advtrain.certification.summary import default_radii, summarise
+from advtrain.channels import lying_well
 from advtrain.exchange import divided, of_leader
 from advtrain.fingerprints import fingerprint
 from advtrain.modes import crafting
@@ -106,6 +107,7 @@ def certify(
     bar = Progress(size, "certify", "img", done=size - len(missing))
     with (
         computing_in(model, plan.precision),
+        lying_well(model, setting.data.shape),
         DRAWS.writer(drawn) if leads() and radii is not None else nullcontext() as tally,
         Writer(log) if leads() else nullcontext() as writer,
         bar,

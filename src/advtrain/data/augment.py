@@ -30,8 +30,9 @@ class Augment(Protocol):
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 to float32 in [0, 1]: v / 255."""
-    return images.to(torch.float32).div_(255)
+    """uint8 to float32 in [0, 1]: v / 255, the same bits on every device."""
+    x = images.to(torch.float32)
+    return x.div_(x.new_full((), 255))  # by a number a GPU multiplies with its rounded reciprocal
 
 
 def centre(images: Tensor, size: Size) -> Tensor:
@@ -134,7 +135,7 @@ class ResizedCrop:
         grid = affine_grid(theta, [len(images), images.shape[1], *size], align_corners=False)
         pixels = images.to(torch.float32)
         cut = grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-        return cut.div_(255).clamp_(0, 1)
+        return cut.div_(cut.new_full((), 255)).clamp_(0, 1)
 
     def _rectangles(self, uniform: Tensor, aspect: float) -> tuple[Tensor, Tensor]:
         """Widths and heights as shares of the image's, (B,) each; `aspect`: width over height."""

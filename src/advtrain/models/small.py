@@ -13,7 +13,7 @@ https://arxiv.org/abs/2001.03994). Networks for MNIST that go by similar names:
 from collections.abc import Sequence
 from math import log2
 
-from torch import nn
+from torch import Tensor, nn
 
 from advtrain.models.network import Activation, Network, normalisation, rectifier
 
@@ -45,9 +45,16 @@ def halving(
     layers = convolution(shape[0], 32, 1, activation)
     for index in range(halvings):
         layers += convolution(32 if index == 0 else 64, 64, 2, activation)
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    body = nn.Sequential(*layers, FourByFour(4), nn.Flatten())
     head = nn.Linear(64 * 4 * 4, classes)
     return Network(normalisation(shape[0], mean, std), body, head, accepts=(shape[0], None, None))
+
+
+class FourByFour(nn.AdaptiveAvgPool2d):
+    """Means of 4x4 windows. Maps of 4x4 stay: CUDA has no deterministic gradient of their means."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps if maps.shape[2:] == (4, 4) else super().forward(maps)
 
 
 def convolution(inputs: int, outputs: int, stride: int, activation: Activation) -> list[nn.Module]:
