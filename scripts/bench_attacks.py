@@ -6,13 +6,18 @@ The limit of an attack is the time of its own passes through the network as it w
 frozen parameters, forward alone or forward and back to the images, at the batch sizes that it had.
 Ours run on a faster copy of the network, made once, as evaluations do; `as is` without it.
 All contestants of an attack run in turns. Read ratios of one table with each other, never times of
-two. Verdicts are taken afresh on the plain network in float32, and so is the limit. Rate and MiB
-are those of bench_training.
+two. Verdicts are taken afresh on the plain network in float32, and so is the limit. With --compile
+ours run on a compiled copy instead, as evaluations do, and all others as before; passes are counted
+without it, and images that a program fills its batch up with are none.
+
+Of the rate: the FLOP of all passes over those that square matrix products of this device make in
+the same time, each pass in its own precision: FAB and Square stay in float32 under bf16. MiB: the
+height of memory in a run beyond what was there before, of the plain network on a processor.
 """
 
 import argparse
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from statistics import median
@@ -27,18 +32,23 @@ from benchmark import (
     Table,
     Tape,
     Taped,
+    add_compile,
+    as_in_a_run,
+    chosen_device,
+    count,
     flop,
     heading,
     interleaved,
     limit,
     peak,
     ratio,
+    require_clock,
     told_rate,
 )
 from torch import Tensor, nn
 
 from advtrain.attacks.apgd import apgd
-from advtrain.attacks.autoattack import AutoAttack, autoattack
+from advtrain.attacks.autoattack import PROBES, AutoAttack, autoattack
 from advtrain.attacks.mim import mim
 from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.attacks.worst_of import worst_of
@@ -74,20 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     warnings.filterwarnings("ignore")  # the peers' own
-    device = torch.device(options.device)
-    given = subject(options.model, options.batch, options.root, options.checkpoint)
-    model = given.model.to(device)
+    device = chosen_device(options)
+    target = subject(options.model, options.batch, options.root, options.checkpoint, device)
     if options.precision == "bf16":
-        low_precision(model)
-    target = given._replace(model=model, x=given.x.to(device), y=given.y.to(device))
+        low_precision(target.model)
+    fast = faster(target, options.compile)
     peers = {peer: installed(peer) for peer in options.peers}
     right = f"{accuracy(target, target.x):.1%} of {len(target.x)} right"
     heading(options, f"{options.model}, {target.story}; {right}", others=peers)
-    rate = told_rate(device, options.precision, options.clock)
+    rates = {
+        precision: told_rate(device, precision, options.clock)
+        for precision in sorted({options.precision, "fp32"})
+    }
     table = Table(COLUMNS, markdown=options.markdown)
     for attack in options.attacks:
         present = [peer for peer, known in peers.items() if known]
-        for row in compare(attack, target, present, options, rate):
+        for row in compare(attack, target, fast, present, options, rates):
             table.add(row)
 
 
@@ -97,24 +109,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--model", choices=KINDS, default="mnist_cnn")
     form.add_argument("--attacks", type=attacks, default="fgsm,pgd,pgd_l2,mim,apgd")
     form.add_argument("--peers", type=peers, default=",".join(PEERS), help="'' for none")
-    form.add_argument("--batch", type=_count, default=128, help="images, attacked together")
-    form.add_argument("--steps", type=_count, default=10, help="of all but fgsm and autoattack")
+    form.add_argument("--batch", type=count, default=128, help="images, attacked together")
+    form.add_argument("--steps", type=count, default=10, help="of all but fgsm and autoattack")
     form.add_argument(
-        "--queries", type=_count, help="of autoattack, which then takes --steps and has no peers"
+        "--queries", type=count, help="of autoattack, which then takes --steps and has no peers"
     )
-    form.add_argument("--rounds", type=_count, default=9, help="turns of each contestant")
+    form.add_argument("--rounds", type=count, default=9, help="turns of each contestant")
     form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     form.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="of inner layers"
     )
-    form.add_argument("--threads", type=_count, default=1)
+    add_compile(form)
+    form.add_argument("--threads", type=count, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine")
     form.add_argument("--checkpoint", help="weights; without it, a brief training")
     form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
     form.add_argument("--markdown", action="store_true", help="a table for the documentation")
     options = form.parse_args(arguments)
-    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+    require_clock(form, options)
     if options.queries and options.peers:
         form.error("--queries makes another autoattack than the peers'. Add --peers ''.")
     return options
@@ -122,12 +134,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     pass
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number from 1")
-    return int(text)
 
 
 def _chosen(text: str, allowed: Collection[str]) -> list[str]:
@@ -138,13 +144,25 @@ def _chosen(text: str, allowed: Collection[str]) -> list[str]:
     return names
 
 
+def faster(target: Subject, choice: str | None) -> nn.Module:
+    """The network that an evaluation attacks; a compiled one has no swift copy."""
+    if choice is None:
+        return swift(target.model, target.x[:PROBES])
+    return as_in_a_run(target.model, target.x, choice)
+
+
 def compare(
-    attack: str, target: Subject, peers: Sequence[str], options: argparse.Namespace, rate: float
+    attack: str,
+    target: Subject,
+    fast: nn.Module,
+    peers: Sequence[str],
+    options: argparse.Namespace,
+    rates: Mapping[str, float],
 ) -> Iterator[Sequence[str]]:
-    """One row per contestant of `attack`."""
+    """One row per contestant of `attack`; `rates` by precision, in FLOP per second."""
     model, x, y, *_ = target
     threat, settings = setting(attack, target, options)
-    run, fast = ours(attack, threat, settings, options.queries), swift(model, x[:16])
+    run = ours(attack, threat, settings, options.queries)
     makes: dict[str, Make] = {
         OURS: lambda net: partial(run, fast if net is model else net, x, y),
         AS_IS: lambda net: partial(run, net, x, y),
@@ -160,6 +178,7 @@ def compare(
     runs = {name: makes[name](deepcopy(model) if name in peers else model) for name in passes}
     stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
     contestants = {"limit": limit(model, x, passes[OURS]), **runs}
+    passes["limit"] = [each._replace(precision="fp32") for each in passes[OURS]]
     seconds = interleaved(
         contestants,
         rounds=options.rounds,
@@ -168,16 +187,16 @@ def compare(
     )
     of_image = flop(model, x[:2])
     for name, each in seconds.items():
-        units = sum(a.images * (1 + a.backward) for a in passes.get(name, passes[OURS]))
+        floor = sum(made.units * of_image / rates[made.precision] for made in passes[name])
         yield [
             attack,
             name,
-            shown(passes.get(name, passes[OURS]), len(x)),
+            shown(passes[name], len(x)),
             f"{1000 * median(each):.1f}",
             str(ratio(each, seconds["limit"])),
             str(ratio(each, seconds[OURS])),
             f"{len(x) / median(each):.0f}",
-            f"{units * of_image / rate / median(each):.2f}",
+            f"{floor / median(each):.2f}",
             f"{peak(contestants[name], x.device) / 2**20:.0f}",
             f"{stands[name].float().mean():.1%}" if name in stands else "",
             str(int((stands[name] != stands[OURS]).sum())) if name in stands else "",

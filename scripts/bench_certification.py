@@ -5,7 +5,9 @@
 The bare loop draws noise into a buffer, adds it to the images, and calls the network without
 gradients: the same network and batch size, as many noisy images; it counts and decides nothing.
 All contestants take turns. `speed` is noisy images per second over those of the bare loop in the
-same round. The guess and radius of the first image are shown, for each draws noise of its own.
+same round. With --compile ours is on a compiled copy, its kernels channels last as in a run; the
+others are as before. Of the rate and MiB are those of bench_attacks. The guess and radius of the
+first image are shown, for each draws noise of its own.
 
 `--cohen` names core.py of https://github.com/locuslab/smoothing, whose device is changed as it is
 read; it is left out where no file is named, and so is ART where it is not installed. Both ask
@@ -29,7 +31,21 @@ from unittest.mock import patch
 import torch
 from bench_peers import installed
 from bench_subject import KINDS, Subject, subject
-from benchmark import CLOCKS, Table, flop, heading, interleaved, peak, ratio, told_rate
+from benchmark import (
+    CLOCKS,
+    Table,
+    add_compile,
+    as_in_a_run,
+    chosen_device,
+    count,
+    flop,
+    heading,
+    interleaved,
+    peak,
+    ratio,
+    require_clock,
+    told_rate,
+)
 from scipy import stats
 from torch import nn
 
@@ -59,12 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     warnings.filterwarnings("ignore")  # the others' own
-    device = torch.device(options.device)
-    given = subject(options.model, options.images, options.root, options.checkpoint)
-    model = given.model.to(device)
+    device = chosen_device(options)
+    target = subject(options.model, options.images, options.root, options.checkpoint, device)
     if options.precision == "bf16":
-        low_precision(model)
-    target = given._replace(model=model, x=given.x.to(device), y=given.y.to(device))
+        low_precision(target.model)
     heading(
         options,
         f"{options.model}, {target.story}; {options.images} images, n0 {options.n0}, n {options.n}",
@@ -83,35 +97,29 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     form.add_argument("--model", choices=KINDS, default="mnist_cnn")
-    form.add_argument("--images", type=_count, default=1, help="certified in one call")
-    form.add_argument("--n0", type=_count, default=100)
-    form.add_argument("--n", type=_count, default=10_000)
+    form.add_argument("--images", type=count, default=1, help="certified in one call")
+    form.add_argument("--n0", type=count, default=100)
+    form.add_argument("--n", type=count, default=10_000)
     form.add_argument("--alpha", type=float, default=0.001)
     form.add_argument("--sigma", type=float, default=0.25)
     form.add_argument("--noise", choices=NOISES, default="gaussian", help="of ours and the loop")
-    form.add_argument("--batch", type=_count, default=1000)
+    form.add_argument("--batch", type=count, default=1000)
     form.add_argument("--cohen", type=Path, help="core.py of the paper's authors")
-    form.add_argument("--rounds", type=_count, default=9, help="turns of each contestant")
+    form.add_argument("--rounds", type=count, default=9, help="turns of each contestant")
     form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    form.add_argument("--threads", type=_count, default=1)
+    add_compile(form)
+    form.add_argument("--threads", type=count, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine")
     form.add_argument("--keep-freed", action="store_true", help="as advtrain does, see its memory")
     form.add_argument("--checkpoint", help="weights; without it, a brief training or none")
     form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
     form.add_argument("--markdown", action="store_true", help="a table for the documentation")
     options = form.parse_args(arguments)
-    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+    require_clock(form, options)
     if options.noise != "gaussian" and options.cohen:
         form.error("the authors' code knows Gaussian noise only. Leave out --cohen.")
     return options
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number from 1")
-    return int(text)
 
 
 def compare(target: Subject, options: argparse.Namespace, rate: float) -> Iterator[Sequence[str]]:
@@ -158,7 +166,10 @@ def bare(target: Subject, options: argparse.Namespace) -> Run:
 
 
 def ours(target: Subject, options: argparse.Namespace) -> Run:
-    smoothed = Smoothed(target.model, 10, options.sigma, options.batch, NOISES[options.noise])
+    model = target.model
+    if options.compile is not None:
+        model = as_in_a_run(model, target.x, options.compile)
+    smoothed = Smoothed(model, 10, options.sigma, options.batch, NOISES[options.noise])
     seeds = range(len(target.x))
 
     def run() -> Certificate:

@@ -4,44 +4,116 @@
     python scripts/bench_gpu.py --smoke    # the same commands on a processor, tiny, to the terminal
 
 Each line of the plan is a command of one of the scripts beside this one, in a process of its own,
-so that none sees the memory of another. One that fails or runs out of time is told in its place,
-and the others run. Without a GPU nothing is written, and the exit code is 1.
+so that none sees the memory of another. Of the time that is left each may take the share that it is
+expected to need of all that are to come, so that a late one takes nothing from the others; what it
+spares is theirs. One that fails or runs out of time is told in its place, the others run, and the
+exit code is 1 in the end. The page is written after each: stopped by Ctrl-C, it has those that were
+done. Without a GPU nothing is written, and the exit code is 1.
 """
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from benchmark import machine
+
+from advtrain.files import write_text
 
 BUDGET = 570.0  # seconds for all commands
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 TITLE = "## On a GPU"
 
+
+class Job(NamedTuple):
+    """A command, and the seconds that it is expected to take: on paper, most of them for the
+    compiler, and for float32, which the limits of attacks and the bare loops of training are in."""
+
+    seconds: float
+    line: str
+
+
+class Part(NamedTuple):
+    """What came of a command, for the page, and whether it ran to its end."""
+
+    text: str
+    done: bool
+
+
 STEPS = "--defenses pgd_at,trades,fast,nuat"
+IMAGES = "--images 40 --n 1000"  # in one call, as evaluations have it: one size for all programs
 PLAN = (
-    f"bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 {STEPS}",
-    "bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --compile true "
-    f"{STEPS}",
-    "bench_training.py --model resnet18 --batch 128 --precision bf16 --rounds 3 "
-    "--compile reduce-overhead --defenses pgd_at",
-    "bench_training.py --model wrn_34_10 --batch 256 --precision bf16 --rounds 2 --compile true "
-    "--defenses pgd_at",
-    "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --attacks pgd,apgd",
-    "bench_certification.py --model resnet110 --precision bf16 --batch 4000 --n 40000 --rounds 3",
+    Job(40, f"bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 {STEPS}"),
+    Job(
+        140,
+        "bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --compile true "
+        f"{STEPS}",
+    ),
+    Job(
+        60,
+        "bench_training.py --model resnet18 --batch 128 --precision bf16 --rounds 3 "
+        "--compile reduce-overhead --defenses pgd_at",
+    ),
+    Job(
+        90,
+        "bench_training.py --model wrn_34_10 --batch 256 --precision bf16 --rounds 2 "
+        "--compile true --defenses pgd_at",
+    ),
+    Job(
+        30,
+        "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
+        "--attacks pgd,apgd",
+    ),
+    Job(
+        50,
+        "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
+        "--attacks pgd,apgd --compile true --peers ''",
+    ),
+    Job(
+        60,  # a twentieth of AutoAttack's steps and queries, for the rates of FAB and Square
+        "bench_attacks.py --model resnet18 --batch 256 --precision bf16 --rounds 1 "
+        "--attacks autoattack --steps 5 --queries 250 --peers ''",
+    ),
+    Job(
+        20,
+        f"bench_certification.py --model resnet110 --precision bf16 --batch 4000 {IMAGES} "
+        "--rounds 3",
+    ),
+    Job(
+        80,
+        f"bench_certification.py --model resnet110 --precision bf16 --batch 4000 {IMAGES} "
+        "--rounds 3 --compile true",
+    ),
 )
 SMOKE = (
-    "bench_training.py --model mnist_cnn --batch 4 --steps 2 --precision bf16 --rounds 1 "
-    "--compile true --defenses pgd_at,oat",
-    "bench_attacks.py --model mnist_cnn --batch 4 --steps 2 --rounds 1 --attacks pgd --peers ,",
-    "bench_certification.py --model mnist_cnn --n0 5 --n 40 --batch 16 --rounds 1",
+    Job(
+        4,
+        "bench_training.py --model mnist_cnn --batch 4 --steps 2 --precision bf16 --rounds 1 "
+        "--compile true --defenses pgd_at,oat",
+    ),
+    Job(
+        2,
+        "bench_attacks.py --model mnist_cnn --batch 4 --steps 2 --rounds 1 --attacks pgd "
+        "--peers '' --compile true",
+    ),
+    Job(
+        1,
+        "bench_attacks.py --model mnist_cnn --batch 4 --precision bf16 --rounds 1 "
+        "--attacks autoattack --steps 2 --queries 10 --peers ''",
+    ),
+    Job(
+        2,
+        "bench_certification.py --model mnist_cnn --n0 5 --n 40 --batch 16 --rounds 1 "
+        "--compile true",
+    ),
 )
 
 
@@ -52,15 +124,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form.add_argument("--smoke", action="store_true", help="tiny, on a processor, to the terminal")
     form.add_argument("--page", type=Path, default=PAGE, help="the page that is written")
     options = form.parse_args(arguments)
+    parts = []
     if options.smoke:
-        print("\n\n".join(measured(SMOKE, "cpu")))
-        return
-    if not torch.cuda.is_available():
-        raise SystemExit("bench_gpu: no CUDA device is here, so nothing was measured or written.")
-    parts = list(measured(PLAN, "cuda"))
-    page = options.page.read_text(encoding="utf-8")
-    options.page.write_text(put(page, "\n\n".join([header(), *parts])), encoding="utf-8")
-    print(options.page)
+        for part in measured(SMOKE, "cpu"):
+            parts.append(part)
+            print(part.text, end="\n\n", flush=True)
+    else:
+        if not torch.cuda.is_available():
+            raise SystemExit(
+                "bench_gpu: no CUDA device is here, so nothing was measured or written."
+            )
+        page, top = options.page.read_text(encoding="utf-8"), header()
+        for part in measured(PLAN, "cuda"):
+            parts.append(part)
+            write_text(options.page, put(page, "\n\n".join([top, *(one.text for one in parts)])))
+        print(options.page)
+    broken = sum(not part.done for part in parts)
+    if broken:
+        raise SystemExit(f"bench_gpu: {broken} of {len(parts)} commands did not come to their end.")
 
 
 def header() -> str:
@@ -71,27 +152,29 @@ def header() -> str:
     return f"{date.today()}, {machine(device)}, {memory:.0f} GiB; {versions}. By `make bench-gpu`."
 
 
-def measured(plan: Sequence[str], device: str) -> Iterator[str]:
+def measured(plan: Sequence[Job], device: str) -> Iterator[Part]:
     """Of each command itself and its table, or why there is none."""
     end = time.monotonic() + BUDGET
-    for line in plan:
-        script, *given = [*line.split(), "--device", device, "--markdown"]
+    for number, (seconds, line) in enumerate(plan):
+        script, *given = [*shlex.split(line), "--device", device, "--markdown"]
         command = f"python scripts/{line} --device {device} --markdown"
-        left = end - time.monotonic()
+        began = time.monotonic()
+        share = seconds / sum(job.seconds for job in plan[number:])
+        done = False
         try:
-            done = subprocess.run(
+            ran = subprocess.run(
                 [sys.executable, str(HERE / script), *given],
                 capture_output=True,
                 text=True,
-                timeout=max(left, 1),
+                timeout=max(share * (end - began), 1),
             )
-            told = tables(done.stdout)
-            if done.returncode:
-                told += f"\n\nIt failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            told, done = tables(ran.stdout), not ran.returncode
+            if not done:
+                told += f"\n\nIt failed: {(ran.stderr.strip().splitlines() or ['?'])[-1]}"
         except subprocess.TimeoutExpired as late:
             told = f"{tables(_text(late.stdout))}\n\nIt was not done when its time was over."
-        print(f"{line}: {BUDGET - end + time.monotonic():.0f} s", file=sys.stderr, flush=True)
-        yield f"```\n{command}\n```\n\n{told.strip()}"
+        print(f"{line}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        yield Part(f"```\n{command}\n```\n\n{told.strip()}", done)
 
 
 def _text(output: bytes | str | None) -> str:

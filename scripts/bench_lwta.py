@@ -13,7 +13,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from benchmark import CLOCKS, Table, heading, interleaved, ratio
+from benchmark import CLOCKS, Table, count, heading, interleaved, ratio, require_clock
 from torch import Tensor, nn
 
 from advtrain.memory import keep_freed
@@ -51,16 +51,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     form.add_argument("--models", default=",".join(SUBJECTS), help="default: all there are")
-    form.add_argument("--batch", type=int, default=64)
+    form.add_argument("--batch", type=count, default=64)
     form.add_argument("--competitors", type=int, default=2)
-    form.add_argument("--rounds", type=int, default=11)
-    form.add_argument("--threads", type=int, default=1)
+    form.add_argument("--rounds", type=count, default=11)
+    form.add_argument("--threads", type=count, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
     form.add_argument("--device", default="cpu")
     form.add_argument("--compile", action="store_true", help="both networks, by torch.compile")
     form.add_argument("--channels-last", action="store_true", help="weights and images so")
     form.add_argument("--markdown", action="store_true")
     options = form.parse_args(arguments)
+    require_clock(form, options)
     options.models = [name for name in options.models.split(",") if name]
     for name in options.models:
         if name not in SUBJECTS:

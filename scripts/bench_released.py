@@ -3,12 +3,13 @@
     git clone https://github.com/locuslab/fast_adversarial
     python scripts/bench_released.py --checkout fast_adversarial --root DATA --reach 80
 
-Their MNIST script (Wong et al. 2020) runs as it is, in a process of its own, on a GPU if there is
-one; else `.cuda()` leaves everything where it is. Both train the same network on the same images
-with the same settings of the paper, in turns, a whole schedule of each number of epochs, from
-another seed in each round; seconds are those of training as each of them tells, without start,
-validation and saving. All networks are then attacked by our PGD on the same test images. The time
-to a robust accuracy is that of the shortest schedule whose median over the rounds reaches it.
+Their MNIST script (Wong et al. 2020) runs as it is, in a process of its own, on a GPU; with
+`--device cpu` neither sees one, and `.cuda()` leaves everything where it is. Both train the same
+network on the same images with the same settings of the paper, in turns, a whole schedule of each
+number of epochs, from another seed in each round; seconds are those of training as each of them
+tells, without start, validation and saving. All networks are then attacked by our PGD on the same
+test images. The time to a robust accuracy is that of the shortest schedule whose median over the
+rounds reaches it.
 Their loops for CIFAR-10 and ImageNet need NVIDIA's apex, which no registry has.
 """
 
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from benchmark import Table, heading, ratio
+from benchmark import Table, count, heading, ratio
 from torch import Tensor, nn
 
 from advtrain import checkpoints
@@ -93,11 +94,15 @@ class Schedule(NamedTuple):
     robust: float  # percent
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     heading(options, f"MNIST, {options.images} images, eps {EPS}, {options.threads} threads each")
     train, test, _ = readers.read(readers.mnist(), options.root, download=False)
+    if options.images > len(train.images):
+        raise SystemExit(
+            f"--images is {options.images}; MNIST has {len(train.images)} to train on."
+        )
     chosen = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(0))
     x, y = (each[chosen[: options.judged]] for each in test)
     table = Table(COLUMNS, markdown=options.markdown)
@@ -106,7 +111,7 @@ def main() -> None:
         keep(Path(folder), train.only(torch.arange(options.images)), test)
         for name in options.methods.split(","):
             found: dict[str, list[Schedule]] = {by: [] for by in TRAININGS}
-            for epochs in map(int, options.epochs.split(",")):
+            for epochs in options.epochs:
                 pair = compare(table, name, epochs, Path(folder), x.float() / 255, y, options)
                 for by, schedule in pair.items():
                     found[by].append(schedule)
@@ -167,8 +172,10 @@ def theirs(name: str, epochs: int, seed: int, where: Path, options: argparse.Nam
     folder = options.checkout.absolute() / "MNIST"
     script = THEIRS.format(script=folder / "train_mnist.py")
     given = [str(folder), "--epochs", str(epochs), "--seed", str(seed), *METHODS[name].theirs]
-    done = started([sys.executable, "-c", script, *given], where, options.threads)
+    done = started([sys.executable, "-c", script, *given], where, options)
     seconds = re.findall(r"- \d+ \t ([\d.]+) \t", done.stderr)
+    if len(seconds) != epochs:
+        raise SystemExit(f"{folder}: its script told the time of {len(seconds)} epochs of {epochs}")
     model = mnist_cnn((1, 28, 28), 10, mean=None, std=None)
     weights = checkpoints.load(where / "mnist_model")
     names = dict(zip(weights, model.state_dict(), strict=True))  # the same layers in their order
@@ -179,9 +186,10 @@ def theirs(name: str, epochs: int, seed: int, where: Path, options: argparse.Nam
 def ours(name: str, epochs: int, seed: int, where: Path, options: argparse.Namespace) -> Trained:
     given = ["dataset=mnist", "model=mnist_cnn", f"dataset.root={where.parent / 'mnist-data'}"]
     given += ["dataset.validation=0", "watchdog.action=warn", "watchdog.patience=null"]
-    given += ["eval=none", "logger=none", f"epochs={epochs}", f"seed={seed}", "hydra.run.dir=run"]
+    given += ["eval=none", "logger=none", f"device={options.device}", "hydra.run.dir=run"]
+    given += [f"epochs={epochs}", f"seed={seed}"]
     command = [sys.executable, "-m", "advtrain", *METHODS[name].ours, *given]
-    started(command, where, options.threads)
+    started(command, where, options)
     lines = (where / "run" / "metrics.jsonl").read_text().splitlines()
     model = mnist_cnn((1, 28, 28), 10, mean=None, std=None)
     last = where / "run" / "checkpoints" / "last.pt"
@@ -195,8 +203,12 @@ TRAININGS: dict[str, Callable[[str, int, int, Path, argparse.Namespace], Trained
 }
 
 
-def started(command: Sequence[str], where: Path, threads: int) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+def started(
+    command: Sequence[str], where: Path, options: argparse.Namespace
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    if options.device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:4])}: {done.stderr[-2000:]}")
@@ -225,29 +237,36 @@ def keep(folder: Path, train: readers.Raw, test: readers.Raw) -> None:
             (raw / f"{part}-{kind}-ubyte").write_bytes(head + values.astype(np.uint8).tobytes())
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     form.add_argument("--checkout", type=Path, required=True, help="of locuslab/fast_adversarial")
     form.add_argument("--root", required=True, help="the folder with MNIST")
     form.add_argument("--methods", default="fgsm,pgd")
-    form.add_argument("--epochs", default="3,6,10", help="lengths of the schedules")
+    form.add_argument("--epochs", type=_counts, default="3,6,10", help="lengths of schedules")
     form.add_argument("--reach", type=float, help="a robust accuracy in percent: the time to it")
-    form.add_argument("--images", type=int, default=12_000, help="to train on")
-    form.add_argument("--judged", type=int, default=1_000, help="test images")
-    form.add_argument("--rounds", type=int, default=3)
-    form.add_argument("--threads", type=int, default=1)
-    form.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    form.add_argument("--images", type=count, default=12_000, help="to train on")
+    form.add_argument("--judged", type=count, default=1_000, help="test images")
+    form.add_argument("--rounds", type=count, default=3)
+    form.add_argument("--threads", type=count, default=1)
+    here = torch.cuda.is_available()
+    form.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if here else "cpu")
     form.add_argument("--markdown", action="store_true")
-    options = form.parse_args()
+    options = form.parse_args(arguments)
     options.clock = "wall"
     for name in options.methods.split(","):
         if name not in METHODS:
             form.error(f"--methods: there is no {name}; allowed are {', '.join(METHODS)}")
+    if options.device == "cuda" and not here:
+        form.error("--device=cuda: no CUDA device is here. Use --device cpu.")
     if not (options.checkout / "MNIST" / "train_mnist.py").is_file():
         form.error(f"--checkout={options.checkout}: no MNIST/train_mnist.py is there")
     return options
+
+
+def _counts(text: str) -> list[int]:
+    return [count(each) for each in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ and the noisy passes of certificates. Everything else counts as overhead: compos
 reading data, logs, checkpoints, tables, figures, the report, W&B. The passes by which the network
 is looked at for masked gradients are told apart, and counted in one figure and not in the other.
 What comes with each step and epoch is told apart from what comes once, so that a run of any length
-is known.
+is known. All on the processor, whatever else is there: time of a GPU is nobody's processor time.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from statistics import median
 from typing import Any
 
 KINDS = ("batch", "step", "validation", "attack", "pass", "noise", "check")
+HERE = "device=cpu"
 LONG = 300.0  # seconds of the run that the bar is about
 TORCH = "import time; import torch; print(time.process_time())"
 
@@ -103,7 +104,7 @@ def starts(folder: Path, rounds: int) -> None:
                 found[name].append((time.perf_counter() - began, spent))
             else:
                 where = folder / f"{len(given)}{number}"
-                words = run([__file__, "--first", f"hydra.run.dir={where}", *given]).split()
+                words = run([__file__, "--first", HERE, f"hydra.run.dir={where}", *given]).split()
                 found[name].append((float(words[-2]) - began, float(words[-1])))
     base, *others = found
     for name in others:
@@ -120,7 +121,7 @@ def starts(folder: Path, rounds: int) -> None:
 def overhead(folder: Path, epochs: int, overrides: Sequence[str]) -> None:
     """Print what of a run's processor time is no step, attack or pass, and its share."""
     report = folder / "spent.json"
-    given = [f"epochs={epochs}", f"hydra.run.dir={folder / 'whole'}", *overrides]
+    given = [f"epochs={epochs}", HERE, f"hydra.run.dir={folder / 'whole'}", *overrides]
     run([__file__, "--inside", str(report), *given])
     spent = json.loads(report.read_text())
     training = spent["batch"] + spent["step"] + spent["validation"]

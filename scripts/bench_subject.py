@@ -1,7 +1,7 @@
 """Networks and images to attack, so that verdicts compare as well as times.
 
 Without `--root` the images are the digits of scikit-learn, blown up; without `--checkpoint` the
-network is trained on them for a moment, by FGSM from random starts, the same each time.
+network is trained on them for a moment, by FGSM from random starts, the same each time on a device.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +24,7 @@ from advtrain.threat import Linf
 
 Split = tuple[Tensor, Tensor]
 
+CPU = torch.device("cpu")
 PLAIN = {"mean": None, "std": None}
 HE = {"initialisation": "he"}
 
@@ -61,21 +62,29 @@ MAKERS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-def subject(name: str, batch: int, root: str | None, checkpoint: str | None) -> Subject:
+def subject(
+    name: str,
+    batch: int,
+    root: str | None,
+    checkpoint: str | None,
+    device: torch.device = CPU,
+) -> Subject:
     """The network `name` in evaluation mode, and the first `batch` images of a test split.
+
+    Both on `device`, where a brief training is made, too.
 
     Radii on the small digits are half of the usual ones, lest nothing stands.
     """
     kind = KINDS[name]
     eps = {norm: radius / (1 if root else 2) for norm, radius in kind.eps.items()}
     torch.manual_seed(0)
-    model: nn.Module = MAKERS[name](kind.shape, 10)
+    model: nn.Module = MAKERS[name](kind.shape, 10).to(device)
     train, test, source = _digits(kind.shape) if root is None else _published(name, root)
-    x, y = test
+    x, y = (each.to(device) for each in test)
     if batch > len(x):
         raise SystemExit(f"--batch is {batch}; the test split of {source} has {len(x)} images.")
     if checkpoint is None:
-        _train(model, *train, eps["linf"], kind.updates)
+        _train(model, *(each.to(device) for each in train), eps["linf"], kind.updates)
         trained = f"{kind.updates} updates" if kind.updates else "as initialised"
         story = f"{trained} on {source}"
     else:
@@ -105,9 +114,9 @@ def _published(name: str, root: str) -> tuple[Split, Split, str]:
 
 def _train(model: nn.Module, x: Tensor, y: Tensor, eps: float, updates: int) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator(x.device).manual_seed(0)
     for done in range(updates):
-        rows = torch.randint(len(x), (64,), generator=draws)
+        rows = torch.randint(len(x), (64,), generator=draws, device=x.device)
         radius = eps * min(1.0, 2 * done / updates)  # from 0, or the loss stays flat
         batch = x[rows], y[rows]
         attack = partial(pgd, threat=Linf(radius), steps=1, step_size=1.25 * radius)

@@ -12,7 +12,8 @@ draws none. All take turns. Every method is the one of its YAML, on random image
 
 Units: forward 1, back to the images 1, to the weights 2. Of the rate: the FLOP of all units over
 those that square matrix products of this device make in the same time, in the same precision. MiB:
-the height of memory in a step, with weights on a GPU, without them on a processor.
+the height of memory in a step, gradients among it, but not what was there before (weights, the
+optimizer's state); on a processor it is that of the network as written, compiled or not.
 """
 
 import argparse
@@ -27,7 +28,20 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from bench_subject import KINDS
-from benchmark import CLOCKS, Table, flop, heading, interleaved, peak, ratio, told_rate
+from benchmark import (
+    CLOCKS,
+    Table,
+    add_compile,
+    chosen_device,
+    count,
+    flop,
+    heading,
+    interleaved,
+    peak,
+    ratio,
+    require_clock,
+    told_rate,
+)
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -49,11 +63,13 @@ COLUMNS = {
     "units": 6,
     "ms": 9,
     "images/s": 9,
+    "epoch of 50,000, s": 18,
     "of the rate": 11,
     "MiB": 7,
     "of the bare loop": 20,
     "of one that draws": 20,
 }
+EPOCH = 50_000  # images, as CIFAR has them for training
 LAYERS = (nn.Conv2d, nn.Linear)
 CONDITIONAL = {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"}
 """What stands in for a network where the method asks for a conditional one."""
@@ -108,12 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     keep_freed()
     torch.set_num_threads(options.threads)
+    device = chosen_device(options)
     heading(
         options,
         f"{options.model}, batch {options.batch}, {options.precision}, attacks of {options.steps} "
         "steps",
     )
-    device = torch.device(options.device)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     rate = told_rate(device, options.precision, options.clock)
     table = Table(COLUMNS, markdown=options.markdown)
@@ -128,18 +144,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     form.add_argument("--model", choices=KINDS, default="mnist_cnn")
     form.add_argument("--defenses", default=",".join(known), help="default: all there are")
-    form.add_argument("--batch", type=int, default=128)
-    form.add_argument("--steps", type=int, default=10, help="of attacks that have a choice")
-    form.add_argument("--rounds", type=int, default=9)
-    form.add_argument("--threads", type=int, default=1)
+    form.add_argument("--batch", type=count, default=128)
+    form.add_argument("--steps", type=count, default=10, help="of attacks that have a choice")
+    form.add_argument("--rounds", type=count, default=9)
+    form.add_argument("--threads", type=count, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
     form.add_argument("--device", default="cpu")
     form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    form.add_argument("--compile", choices=("true", "reduce-overhead"), help="as the key compile")
+    add_compile(form)
     form.add_argument("--markdown", action="store_true")
     options = form.parse_args(arguments)
-    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+    require_clock(form, options)
     options.defenses = [name for name in options.defenses.split(",") if name]
     for name in options.defenses:
         if name not in known:
@@ -166,6 +181,7 @@ def measure(name: str, options: argparse.Namespace, rate: float) -> list[str]:
         compiled(step.state.model, graphs=options.compile == "reduce-overhead")
     with sooner(step.state.model):  # as `epochs` does; the bare loops have plain networks
         seconds = interleaved(runs, rounds=options.rounds, clock=options.clock, device=device)
+        step.state.optimizer.zero_grad()  # else those of the last step make room for the next ones
         height = peak(step, device)
     return [
         name,
@@ -173,6 +189,7 @@ def measure(name: str, options: argparse.Namespace, rate: float) -> list[str]:
         str(units),
         f"{1000 * median(seconds[name]):.1f}",
         f"{images / median(seconds[name]):.0f}",
+        f"{EPOCH * median(seconds[name]) / images:.1f}",
         f"{floor / median(seconds[name]):.2f}",
         f"{height / 2**20:.0f}",
         str(ratio(seconds[name], seconds["bare"])),

@@ -24,19 +24,30 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from advtrain.channels import channels_last
+from advtrain.config import ConfigError
 from advtrain.footprint import Height
-from advtrain.precision import full_precision
-from advtrain.programs import at_rest
+from advtrain.precision import full_precision, is_low
+from advtrain.programs import at_rest, compiled
+from advtrain.runs import choose_device, require_able
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SHORTEST = 0.03  # seconds; what takes less is repeated within its turn
+UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # for bfloat16, as torch names them
 
 
 class Pass(NamedTuple):
-    """One call of a network: how many images, and whether a gradient was taken back to them."""
+    """One call of a network: how many images, whether a gradient was taken back to them, and in
+    what precision, fp32 or bf16."""
 
     images: int
     backward: bool
+    precision: str = "fp32"
+
+    @property
+    def units(self) -> int:
+        """Forward 1, back to the images 1, for each image."""
+        return self.images * (1 + self.backward)
 
 
 class Ratio(NamedTuple):
@@ -68,19 +79,22 @@ class Tape:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.sizes: list[int] = []
+        self.calls: list[tuple[int, str]] = []
         self.backward: set[int] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        number = len(self.sizes)
-        self.sizes.append(len(x))
+        number = len(self.calls)
+        self.calls.append((len(x), "bf16" if is_low(self.model) else "fp32"))
         if logits.requires_grad:
             logits.register_hook(lambda gradient: self.backward.add(number))
         return logits
 
     def passes(self) -> list[Pass]:
-        return [Pass(size, number in self.backward) for number, size in enumerate(self.sizes)]
+        return [
+            Pass(images, number in self.backward, precision)
+            for number, (images, precision) in enumerate(self.calls)
+        ]
 
 
 class Taped(nn.Module):
@@ -104,12 +118,13 @@ def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], N
     """
     frozen = deepcopy(model).requires_grad_(False)
     batches = {
-        size: x[torch.arange(size, device=x.device) % len(x)] for size, _ in {*passes} if size
+        size: x[torch.arange(size, device=x.device) % len(x)]
+        for size in {each.images for each in passes if each.images}
     }
 
     def run() -> None:
         with full_precision(frozen):
-            for size, backward in passes:
+            for size, backward, _ in passes:
                 if not size:
                     continue
                 if backward:
@@ -181,7 +196,10 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, clock: str) -> float:
 
 
 def told_rate(device: torch.device, precision: str, clock: str) -> float:
-    """`matrix_rate` in a precision of the program, printed."""
+    """`matrix_rate` in a precision of the program, printed.
+
+    In fp32 without TF32 only where the caller turned that off.
+    """
     rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock)
     print(f"matrix rate in {precision}: {rate / 1e12:.2f} TFLOP/s", end="\n\n", flush=True)
     return rate
@@ -195,14 +213,71 @@ def flop(model: nn.Module, x: Tensor, *more: object) -> int:
 
 
 def peak(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes at the height of `run`: of the device, or of tensors that it makes on a processor."""
+    """Bytes at the height of `run`, beyond what was there before.
+
+    So weights, the state of an optimizer, other contestants and what CUDA graphs keep between calls
+    are left out. On a processor tensors are counted as they are made, and compiled networks run as
+    they are written: the figure is that of the plain network.
+    """
     if device.type == "cuda":
+        gc.collect()  # what is freed within would count for `run`
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_allocated(device)) - before
     with at_rest(), Height() as height:
         run()
     return height.most
+
+
+def count(text: str) -> int:
+    """An option that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed is a whole number from 1")
+    return int(text)
+
+
+def add_compile(form: argparse.ArgumentParser) -> None:
+    form.add_argument("--compile", choices=("true", "reduce-overhead"), help="as the key compile")
+
+
+def require_clock(form: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with a message where processor time would tell nothing."""
+    if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
+        form.error("--clock cpu adds up threads and sees no accelerator. Use --clock wall.")
+
+
+def chosen_device(options: argparse.Namespace) -> torch.device:
+    """`--device`, able to do what `--precision` and `--compile` ask; `options` get its name.
+
+    SystemExit: it is not here, or not able. A processor without units for bfloat16 is told, for
+    its times are those of an emulation.
+    """
+    precision = getattr(options, "precision", "fp32")
+    try:
+        device = choose_device(options.device)
+        require_able(device, precision, options.compile or False)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from error
+    if precision == "bf16" and device.type == "cpu" and not bf16_units():
+        print("bf16: torch finds no units for it in this processor; times are of an emulation.")
+    options.device = str(device)
+    return device
+
+
+def bf16_units() -> bool:
+    """Whether this processor computes in bfloat16 by itself, as far as torch tells."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(name) for name in UNITS)
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of x86, before torch 2.12
+    return any(getattr(torch.cpu, name, bool)() for name in asked)
+
+
+def as_in_a_run(model: nn.Module, x: Tensor, choice: str) -> nn.Module:
+    """A compiled copy of `model` for images like `x`, made as a run makes its network."""
+    copy = channels_last(deepcopy(model), tuple(x.shape[1:]))
+    return compiled(copy, graphs=choice == "reduce-overhead")
 
 
 def heading(

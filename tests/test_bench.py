@@ -1,7 +1,11 @@
 """The benchmark counts passes rightly, and its command writes the table that it promises."""
 
+import json
+import shlex
 import subprocess
 import sys
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -9,17 +13,41 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import bench_attacks
 import bench_certification
 import bench_gpu
+import bench_lwta
 import bench_peers
+import bench_released
+import bench_runner
 import bench_subject
 import bench_sweeps
 import bench_training
 import benchmark
+
+from advtrain import programs, runs
+from advtrain.data import readers
+from advtrain.precision import full_precision, low_precision
+
+
+@pytest.fixture
+def counter(monkeypatch: Any) -> Any:
+    """Counts the graphs of networks that scripts compile, which then run as traced."""
+    torch._dynamo.reset()
+    counted = CompileCounter()
+    monkeypatch.setattr(benchmark, "compiled", partial(programs.compiled, backend=counted))
+    yield counted
+    torch._dynamo.reset()
+
+
+def rows_of(out: str) -> list[list[str]]:
+    """Cells of the rows of a table in Markdown, without its head."""
+    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
+    return rows[2:]
 
 
 def net() -> nn.Module:
@@ -33,7 +61,16 @@ def test_a_tape_holds_each_pass_and_whether_a_gradient_was_taken() -> None:
     tape(leaf)
     with torch.no_grad():
         benchmark.Taped(tape)(x[:2])
-    assert tape.passes() == [(5, True), (5, False), (2, False)]
+    assert tape.passes() == [(5, True, "fp32"), (5, False, "fp32"), (2, False, "fp32")]
+    assert [made.units for made in tape.passes()] == [10, 5, 2]
+
+
+def test_a_tape_holds_in_what_precision_a_pass_is() -> None:
+    tape = benchmark.Tape(low_precision(nn.Sequential(*net(), nn.Linear(3, 3))))
+    tape(torch.rand(5, 1, 2, 2))
+    with full_precision(tape.model):
+        tape(torch.rand(5, 1, 2, 2))
+    assert [made.precision for made in tape.passes()] == ["bf16", "fp32"]
 
 
 def test_the_limit_makes_these_passes_again_and_no_others() -> None:
@@ -44,7 +81,7 @@ def test_the_limit_makes_these_passes_again_and_no_others() -> None:
         lambda module, given, logits: seen.append((len(logits), logits.requires_grad))
     )
     benchmark.limit(model, torch.rand(5, 1, 2, 2), [*passes, benchmark.Pass(0, True)])()
-    assert seen == passes
+    assert seen == [made[:2] for made in passes]
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
@@ -71,8 +108,7 @@ def test_the_command_prints_a_row_for_the_limit_and_for_each_contestant(
     bench_attacks.main([*options.split(), "--peers", "foolbox,art"])
     out = capsys.readouterr().out
     assert "skipped: art is not installed" in out and "foolbox 1.0" in out
-    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
-    table = {(row[0], row[1]): row[2:] for row in rows[2:]}
+    table = {(row[0], row[1]): row[2:] for row in rows_of(out)}
     assert len(table) == 15 and table["fgsm", "limit"][2] == "1.00 (1.00 to 1.00)"
     assert table["fgsm", "ours"][0] == "1/1" and table["pgd", "ours, as is"][0] == "2/2"
     assert all(cells[-1] == "0" for (_, name), cells in table.items() if name == "ours")
@@ -133,10 +169,10 @@ def test_certificates_are_timed_beside_the_bare_loop_and_the_published_code(
     bench_certification.main([*options.split(), str(tmp_path / "core.py")])
     out = capsys.readouterr().out
     assert "skipped: art is not installed" in out and "skipped: cohen" not in out
-    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
-    assert [row[0] for row in rows[2:]] == ["bare loop", "ours", "cohen"]
-    assert rows[2][3] == "1.00 (1.00 to 1.00)"
-    assert rows[4][4] == f"3, {NormalDist().inv_cdf(0.001 ** (1 / 40)):.3f}"
+    bare, ours, cohen = rows_of(out)
+    assert [bare[0], ours[0], cohen[0]] == ["bare loop", "ours", "cohen"]
+    assert bare[3] == "1.00 (1.00 to 1.00)"
+    assert cohen[4] == f"3, {NormalDist().inv_cdf(0.001 ** (1 / 40)):.3f}"
 
 
 def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
@@ -170,48 +206,332 @@ def test_without_a_gpu_nothing_is_measured_and_that_is_said(
     assert stopped.value.code != 0 and not (tmp_path / "page.md").exists()
 
 
-def test_a_command_that_fails_or_is_late_is_told_in_its_place(monkeypatch: Any) -> None:
-    calls: list[list[str]] = []
+PLAN = [
+    bench_gpu.Job(3, "slow.py late"),
+    bench_gpu.Job(1, "bad.py"),
+    bench_gpu.Job(2, "good.py ''"),
+]
 
-    def run(command: list[str], **more: Any) -> Any:
-        calls.append(command)
+
+@pytest.fixture
+def commands(monkeypatch: Any) -> list[tuple[list[str], float]]:
+    """PLAN under a clock that its commands alone move; each call with the time it was given."""
+    calls: list[tuple[list[str], float]] = []
+    clock = [1000.0]
+
+    def run(command: list[str], *, timeout: float, **more: Any) -> Any:
+        calls.append((command, timeout))
         if "late" in command:
-            raise subprocess.TimeoutExpired(command, 1, output=b"| a |\n")
-        return subprocess.CompletedProcess(command, len(calls) - 1, "x\n| a | b |\n", "w\nbad\n")
+            clock[0] += timeout
+            raise subprocess.TimeoutExpired(command, timeout, output=b"| a |\n")
+        clock[0] += 10
+        code = int(command[1].endswith("bad.py"))
+        return subprocess.CompletedProcess(command, code, "x\n| a | b |\n", "w\nbad\n")
 
     monkeypatch.setattr(bench_gpu.subprocess, "run", run)
-    fine, failed, late = bench_gpu.measured(["good.py --a 1", "bad.py", "slow.py late"], "cuda")
-    assert fine.endswith("--a 1 --device cuda --markdown\n```\n\n| a | b |")
-    assert failed.endswith("| a | b |\n\nIt failed: bad")
-    assert late.endswith("| a |\n\nIt was not done when its time was over.")
+    monkeypatch.setattr(bench_gpu.time, "monotonic", lambda: clock[0])
+    return calls
 
 
-def test_every_command_of_the_plans_is_one_of_its_script() -> None:
+def test_a_command_that_fails_or_is_late_is_told_in_its_place(
+    commands: list[tuple[list[str], float]],
+) -> None:
+    late, failed, fine = bench_gpu.measured(PLAN, "cuda")
+    assert late.text.endswith("| a |\n\nIt was not done when its time was over.")
+    assert failed.text.endswith("| a | b |\n\nIt failed: bad")
+    assert fine.text.endswith("good.py '' --device cuda --markdown\n```\n\n| a | b |")
+    assert [late.done, failed.done, fine.done] == [False, False, True]
+    assert commands[2][0][2:] == ["", "--device", "cuda", "--markdown"]
+
+
+def test_a_late_command_takes_its_share_and_what_others_spare_is_for_those_after_them(
+    commands: list[tuple[list[str], float]],
+) -> None:
+    list(bench_gpu.measured(PLAN, "cuda"))
+    half = bench_gpu.BUDGET / 2
+    assert [given for _, given in commands] == pytest.approx([half, half / 3, half - 10])
+
+
+def test_what_was_measured_is_on_the_page_when_the_rest_is_interrupted(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n")
+
+    def run(command: list[str], **more: Any) -> Any:
+        if "late" in command:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess(command, 0, "| a | b |\n", "")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench_gpu, "header", lambda: "head")
+    monkeypatch.setattr(bench_gpu, "PLAN", PLAN[::-1])
+    monkeypatch.setattr(bench_gpu.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        bench_gpu.main(["--page", str(page)])
+    assert page.read_text().startswith(
+        "# Title\n\n## On a GPU\n\nhead\n\n```\npython scripts/good.py"
+    )
+    assert page.read_text().count("| a | b |") == 2
+
+
+def test_a_plan_that_did_not_come_to_its_end_ends_the_command_with_1(
+    commands: list[tuple[list[str], float]], monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(bench_gpu, "SMOKE", PLAN)
+    with pytest.raises(SystemExit, match="2 of 3 commands did not come to their end"):
+        bench_gpu.main(["--smoke"])
+    assert capsys.readouterr().out.count("```") == 6
+
+
+def test_every_command_of_the_plans_is_one_of_its_script_and_the_plan_fits_its_time() -> None:
     scripts = {
         "bench_training.py": bench_training,
         "bench_attacks.py": bench_attacks,
         "bench_certification.py": bench_certification,
     }
-    for line in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
-        script, *given = line.split()
+    for job in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
+        script, *given = shlex.split(job.line)
         scripts[script].parse([*given, "--device", "cuda", "--markdown"])
+    assert sum(job.seconds for job in bench_gpu.PLAN) <= bench_gpu.BUDGET
 
 
 def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(capsys: Any) -> None:
-    options = "--model mnist_cnn --batch 4 --steps 2 --rounds 1 --defenses pgd_at --markdown"
+    options = "--model mnist_cnn --batch 128 --steps 2 --rounds 1 --defenses pgd_at --markdown"
     bench_training.main([*options.split(), "--precision", "bf16"])
     out = capsys.readouterr().out
-    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("|")]
-    assert "matrix rate in bf16" in out and rows[2][:3] == [
-        "pgd_at",
-        "2 F+images, 1 F+weights",
-        "7",
-    ]
-    per_second, share, height = (float(cell) for cell in rows[2][4:7])
-    assert per_second > 1 and 0 <= share < 1 and height >= 0
+    (row,) = rows_of(out)
+    assert "matrix rate in bf16" in out
+    assert row[:3] == ["pgd_at", "2 F+images, 1 F+weights", "7"]
+    per_second, epoch, share, height = (float(cell) for cell in row[4:8])
+    assert per_second * epoch == pytest.approx(50_000, rel=0.1)
+    assert 0 < share < 2 and height > 0
+
+
+def test_attacks_run_on_a_compiled_copy_with_the_passes_of_the_plain_one(
+    counter: Any, monkeypatch: Any, capsys: Any
+) -> None:
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=2)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    seen: list[tuple[bool, int]] = []
+    attack = bench_attacks.pgd
+
+    def watched(model: Any, x: Any, y: Any, **more: Any) -> Any:
+        if isinstance(model, nn.Module):
+            seen.append((model._compiled_call_impl is not None, counter.frame_count))
+        return attack(model, x, y, **more)
+
+    monkeypatch.setattr(bench_attacks, "pgd", watched)
+    options = "--attacks pgd --batch 6 --steps 2 --rounds 1 --markdown --compile true --peers ,"
+    bench_attacks.main(options.split())
+    table = {row[1]: row for row in rows_of(capsys.readouterr().out)}
+    assert [table[name][2] for name in ("limit", "ours", "ours, as is")] == ["2/2"] * 3
+    assert table["ours, as is"][-1] == "0"  # verdicts that differ
+    assert counter.frame_count > 0 and {on for on, _ in seen} == {True, False}
+    assert seen[0] == (True, 0)  # nothing but ours is ever compiled
+
+
+def test_certificates_run_on_a_compiled_copy_beside_the_plain_loop(
+    counter: Any, monkeypatch: Any
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 10)).eval()
+    given = bench_subject.Subject(model, torch.rand(2, 1, 2, 2), torch.zeros(2), {}, "")
+    options = ["--images=2", "--n0=8", "--n=16", "--batch=16"]
+    plain = bench_certification.ours(given, bench_certification.parse(options))()
+    assert counter.frame_count == 0
+    fast = bench_certification.parse([*options, "--compile=true"])
+    assert bench_certification.ours(given, fast)() == plain and counter.frame_count == 1
+    bench_certification.bare(given, fast)()
+    assert counter.frame_count == 1 and model._compiled_call_impl is None
+
+
+def test_float32_rows_are_held_against_the_rate_of_float32(monkeypatch: Any) -> None:
+    """With a rate of bf16 a thousand times as high, a row in it shows a thousandth of the share."""
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=0)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    options = bench_attacks.parse(["--batch=64", "--steps=2", "--rounds=1", "--precision=bf16"])
+    target = bench_subject.subject("mnist_cnn", 64, None, None)
+    low_precision(target.model)
+    rates = {"fp32": 1e6, "bf16": 1e9}
+    rows = bench_attacks.compare("pgd", target, target.model, [], options, rates)
+    share = {row[1]: float(row[7]) * float(row[3]) for row in rows}  # times ms: the floor
+    assert share["limit"] == pytest.approx(share["ours, fp32"], rel=0.05)
+    assert share["limit"] == pytest.approx(1000 * share["ours"], rel=0.05)
 
 
 def test_floors_are_those_of_the_network() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     assert benchmark.flop(model, torch.rand(5, 1, 2, 2)) == 2 * 4 * 3
     assert benchmark.peak(lambda: torch.rand(1000), torch.device("cpu")) == 4000
+
+
+def test_the_height_on_a_gpu_leaves_out_what_was_there_before(monkeypatch: Any) -> None:
+    now, most = [100], [5000]
+
+    def run() -> None:
+        most[0] = max(most[0], now[0] + 250)
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: now[0])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: most[0])
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: most.__setitem__(0, now[0])
+    )
+    assert benchmark.peak(run, torch.device("cuda")) == 250
+
+
+def test_bf16_without_units_is_refused_on_a_gpu_and_told_on_a_processor(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    asked = {"precision": "bf16", "compile": None}
+    monkeypatch.setattr(benchmark, "bf16_units", lambda: False)
+    assert benchmark.chosen_device(Namespace(device="cpu", **asked)) == torch.device("cpu")
+    assert "no units for it in this processor" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
+    monkeypatch.setattr(runs, "bfloat16", lambda: False)
+    with pytest.raises(SystemExit, match="an old one has no units for bfloat16"):
+        benchmark.chosen_device(Namespace(device="cuda", **asked))
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [("--device cuda:99", "CUDA devices are here"), ("--compile reduce-overhead", "CUDA graphs")],
+)
+def test_what_the_device_cannot_do_is_one_message(options: str, told: str, capsys: Any) -> None:
+    for script in (bench_attacks, bench_certification, bench_training):
+        with pytest.raises(SystemExit, match=told):
+            script.main(options.split())
+
+
+def test_units_for_bf16_are_looked_for_as_each_torch_tells_them(monkeypatch: Any) -> None:
+    for found in ({"avx2": True, "avx512_bf16": False}, {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert benchmark.bf16_units() == ("amx_bf16" in found)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    for found in (False, True):
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda found=found: found, raising=False
+        )
+        assert benchmark.bf16_units() is found
+
+
+def schedules(*each: tuple[int, float, float]) -> list[bench_released.Schedule]:
+    return [bench_released.Schedule(*one) for one in each]
+
+
+def test_the_time_to_an_accuracy_is_that_of_the_shortest_schedule_that_reaches_it() -> None:
+    found = {
+        "theirs": schedules((3, 10.0, 79.9), (6, 20.0, 80.0), (10, 40.0, 90.0)),
+        "ours": schedules((3, 6.0, 70.0), (6, 12.0, 75.0), (10, 25.0, 85.0)),
+    }
+    assert bench_released.told(80, found) == (
+        "to 80 % under PGD-20: theirs 20.0 s (6 epochs), ours 25.0 s (10 epochs), ratio 1.25"
+    )
+    assert bench_released.told(85.5, found) == (
+        "to 85.5 % under PGD-20: theirs 40.0 s (10 epochs), ours not within 10 epochs"
+    )
+    assert bench_released.spread([3.0, 1.0, 2.0]) == "2.0 (1.0 to 3.0)"
+
+
+def test_both_trainings_see_a_gpu_or_neither_does(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    asked = [sys.executable, "-c", "import os; print(repr(os.environ['CUDA_VISIBLE_DEVICES']))"]
+    told = {
+        device: bench_released.started(asked, tmp_path, Namespace(device=device, threads=1)).stdout
+        for device in ("cpu", "cuda")
+    }
+    assert told == {"cpu": "''\n", "cuda": "'3'\n"}
+    given: list[str] = []
+
+    def started(command: Any, where: Path, options: Namespace) -> Any:
+        given.extend(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(bench_released, "started", started)
+    with pytest.raises(InterruptedError):
+        bench_released.ours("fgsm", 2, 0, tmp_path, Namespace(device="cpu"))
+    assert "device=cpu" in given and "epochs=2" in given
+
+
+def test_kept_examples_are_read_back_as_they_were(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    parts = []
+    for images in (12, 5):
+        x = torch.randint(256, (images, 1, 28, 28), generator=draws).to(torch.uint8)
+        parts.append(readers.Raw(x, torch.arange(images) % 10))
+    bench_released.keep(tmp_path, *parts)
+    train, test, _ = readers.read(readers.mnist(), str(tmp_path / "mnist-data"), download=False)
+    for kept, given in zip((train, test), parts, strict=True):
+        assert kept.images.equal(given.images) and kept.labels.equal(given.labels)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--methods fgsm,trades", "there is no trades; allowed are fgsm, pgd"),
+        ("--epochs 3,0", "'0'; allowed is a whole number from 1"),
+        ("--rounds 0", "'0'; allowed is a whole number from 1"),
+        ("--device cuda", "no CUDA device is here"),
+        ("", "no MNIST/train_mnist.py is there"),
+    ],
+)
+def test_wrong_options_of_whole_trainings_are_refused(
+    options: str, told: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        bench_released.parse(["--checkout", str(tmp_path), "--root", "DATA", *options.split()])
+    assert told in capsys.readouterr().err
+
+
+SPENT = {
+    **{"whole": 20.0, "torch": 2.0, "training": 10.0, "batch": 1.0, "step": 8.0, "validation": 0.5},
+    **{"attack": 3.0, "pass": 0.5, "noise": 0.5, "check": 1.0},
+}
+
+
+def test_the_overhead_of_the_command_is_all_that_is_no_loop_on_a_processor(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    lines: list[list[str]] = []
+
+    def run(arguments: list[str]) -> str:
+        lines.append(arguments)
+        if "--inside" in arguments:
+            Path(arguments[2]).write_text(json.dumps(SPENT))
+        return "9.0 3.0" if "--first" in arguments else "1.0"
+
+    monkeypatch.setattr(bench_runner, "run", run)
+    bench_runner.starts(tmp_path, 1)
+    assert "2.00 s of processor time (1.00 s)" in capsys.readouterr().out
+    bench_runner.overhead(tmp_path, 4, ["dataset=mnist"])
+    out = capsys.readouterr().out  # once 3 s, beside the loops of training half a second of ten
+    assert "everything else, once a run, 3.00 s" in out and "overhead 24.14%" in out
+    assert "5.83%, with the look for masked gradients 6.17%" in out
+    assert ["device=cpu" in line for line in lines] == [False, True, True, True]
+
+
+def test_winner_takes_all_is_timed_in_the_modes_of_its_passes(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    modes: dict[str, set[bool]] = {}
+
+    def noted(name: str, run: Any) -> Any:
+        def passed(network: Any, x: Any, y: Any) -> None:
+            modes.setdefault(name, set()).add(network.training)
+            run(network, x, y)
+
+        return passed
+
+    named = {name: noted(name, run) for name, run in bench_lwta.PASSES.items()}
+    monkeypatch.setattr(bench_lwta, "PASSES", named)
+    monkeypatch.setattr(bench_lwta, "to_weights", named["and to weights"])
+    options = ["--models=mnist_cnn", "--batch=8", "--rounds=1", "--markdown"]
+    bench_lwta.main(options)
+    assert [row[1] for row in rows_of(capsys.readouterr().out)] == list(named)
+    assert modes == {"forward": {False}, "and to images": {False}, "and to weights": {True}}
