@@ -50,32 +50,12 @@ class Part(NamedTuple):
 
 STEPS = "--defenses pgd_at,trades,fast,nuat"
 IMAGES = "--images 40 --n 1000"  # in one call, as evaluations have it: one size for all programs
-PLAN = (
+PLAN = (  # what compiles for long comes last
     Job(40, f"bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 {STEPS}"),
-    Job(
-        140,
-        "bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --compile true "
-        f"{STEPS}",
-    ),
-    Job(
-        60,
-        "bench_training.py --model resnet18 --batch 128 --precision bf16 --rounds 3 "
-        "--compile reduce-overhead --defenses pgd_at",
-    ),
-    Job(
-        90,
-        "bench_training.py --model wrn_34_10 --batch 256 --precision bf16 --rounds 2 "
-        "--compile true --defenses pgd_at",
-    ),
     Job(
         30,
         "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
         "--attacks pgd,apgd",
-    ),
-    Job(
-        50,
-        "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
-        "--attacks pgd,apgd --compile true --peers ''",
     ),
     Job(
         60,  # a twentieth of AutoAttack's steps and queries, for the rates of FAB and Square
@@ -88,9 +68,29 @@ PLAN = (
         "--rounds 3",
     ),
     Job(
+        60,
+        "bench_training.py --model resnet18 --batch 128 --precision bf16 --rounds 3 "
+        "--compile reduce-overhead --defenses pgd_at",
+    ),
+    Job(
+        140,
+        "bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --compile true "
+        f"{STEPS}",
+    ),
+    Job(
+        50,
+        "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
+        "--attacks pgd,apgd --compile true --peers ''",
+    ),
+    Job(
         80,
         f"bench_certification.py --model resnet110 --precision bf16 --batch 4000 {IMAGES} "
         "--rounds 3 --compile true",
+    ),
+    Job(
+        90,
+        "bench_training.py --model wrn_34_10 --batch 256 --precision bf16 --rounds 2 "
+        "--compile true --defenses pgd_at",
     ),
 )
 SMOKE = (
@@ -122,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     form.add_argument("--smoke", action="store_true", help="tiny, on a processor, to the terminal")
-    form.add_argument("--page", type=Path, default=PAGE, help="the page that is written")
+    form.add_argument(
+        "--page", type=Path, default=PAGE, help="the page that is written, a new one if need be"
+    )
     options = form.parse_args(arguments)
     parts = []
     if options.smoke:
@@ -134,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(
                 "bench_gpu: no CUDA device is here, so nothing was measured or written."
             )
-        page, top = options.page.read_text(encoding="utf-8"), header()
+        page = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
+        top = header()
         for part in measured(PLAN, "cuda"):
             parts.append(part)
             write_text(options.page, put(page, "\n\n".join([top, *(one.text for one in parts)])))
@@ -193,7 +196,7 @@ def put(page: str, section: str) -> str:
     text = f"{TITLE}\n\n{section}\n"
     old = re.search(rf"^{re.escape(TITLE)}\n.*?(?=^## |\Z)", page, re.M | re.S)
     if old is None:
-        return f"{page.rstrip()}\n\n{text}"
+        return f"{page.rstrip()}\n\n{text}".lstrip()
     rest = page[old.end() :]
     return page[: old.start()] + text + (f"\n{rest}" if rest else "")
 

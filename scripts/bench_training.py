@@ -51,6 +51,7 @@ from advtrain.conditions import Condition
 from advtrain.config import build, conf_dir, make, plain
 from advtrain.grid import composed, ours
 from advtrain.memory import keep_freed
+from advtrain.optimizers import lay_moments
 from advtrain.precision import full_precision, low_precision
 from advtrain.programs import compiled
 from advtrain.strided import sooner
@@ -283,6 +284,7 @@ def bare(
     """The same passes and the optimizer's step on a network of its own, and nothing but `draws`."""
     (model, optimizer) = deepcopy((step.state.model, step.state.optimizer))
     model.to(memory_format=torch.contiguous_format)
+    lay_moments(optimizer)
     frozen = deepcopy(model).requires_grad_(False)
     for mine, theirs in zip(frozen.parameters(), model.parameters(), strict=True):
         mine.data = theirs.data  # one set of weights, seen with and without a wish for gradients

@@ -382,16 +382,12 @@ def test_the_height_on_a_gpu_leaves_out_what_was_there_before(monkeypatch: Any) 
     assert benchmark.peak(run, torch.device("cuda")) == 250
 
 
-def test_bf16_without_units_is_refused_on_a_gpu_and_told_on_a_processor(
-    monkeypatch: Any, capsys: Any
-) -> None:
+def test_bf16_without_units_is_refused_on_a_gpu(monkeypatch: Any) -> None:
     asked = {"precision": "bf16", "compile": None}
-    monkeypatch.setattr(benchmark, "bf16_units", lambda: False)
     assert benchmark.chosen_device(Namespace(device="cpu", **asked)) == torch.device("cpu")
-    assert "no units for it in this processor" in capsys.readouterr().out
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old one")
-    monkeypatch.setattr(runs, "bfloat16", lambda: False)
+    monkeypatch.setattr(runs, "bfloat16", lambda device: False)
     with pytest.raises(SystemExit, match="an old one has no units for bfloat16"):
         benchmark.chosen_device(Namespace(device="cuda", **asked))
 
@@ -404,19 +400,6 @@ def test_what_the_device_cannot_do_is_one_message(options: str, told: str, capsy
     for script in (bench_attacks, bench_certification, bench_training):
         with pytest.raises(SystemExit, match=told):
             script.main(options.split())
-
-
-def test_units_for_bf16_are_looked_for_as_each_torch_tells_them(monkeypatch: Any) -> None:
-    for found in ({"avx2": True, "avx512_bf16": False}, {"amx_bf16": True}):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert benchmark.bf16_units() == ("amx_bf16" in found)
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    for found in (False, True):
-        monkeypatch.setattr(
-            torch.cpu, "_is_avx512_bf16_supported", lambda found=found: found, raising=False
-        )
-        assert benchmark.bf16_units() is found
 
 
 def schedules(*each: tuple[int, float, float]) -> list[bench_released.Schedule]:

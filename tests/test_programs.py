@@ -3,7 +3,6 @@
 import copy
 import gc
 import logging
-import platform
 import shutil
 from functools import partial
 from typing import Any
@@ -35,7 +34,7 @@ from advtrain.models.wide_resnet import wide_resnet
 from advtrain.modes import crafting
 from advtrain.precision import low_precision
 from advtrain.programs import compiled, filled
-from advtrain.runs import require_able
+from advtrain.runs import bfloat16, require_able
 from advtrain.threat import L1, L2, Linf
 from advtrain.training import Method, TrainState, train_step
 from advtrain.types import Moment
@@ -369,17 +368,24 @@ def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatc
     require_able(torch.device("cuda"), "fp32", "reduce-overhead")
 
 
-@pytest.mark.parametrize("units", [False, True])
-def test_a_processor_without_units_for_bfloat16_is_told(
-    units: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
-) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+def test_a_processor_without_units_for_bfloat16_is_told(monkeypatch: Any, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, "advtrain"):
-        require_able(torch.device("cpu"), "bf16", True)
+        for found in ({"amx_bf16": True}, {"avx2": True, "avx512_bf16": False}):
+            monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+            require_able(torch.device("cpu"), "bf16", True)
         require_able(torch.device("cpu"), "fp32", True)
-    assert [record.getMessage()[:14] for record in caplog.records] == ["precision=bf16"][units:]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("precision=bf16: this processor has no units")
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_before_torch_tells_of_all_processors_units_of_x86_are_asked(
+    units: bool, monkeypatch: Any
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units, raising=False)
+    assert bfloat16(torch.device("cpu")) is units
 
 
 def apart(model: nn.Module, other: nn.Module) -> float:

@@ -132,7 +132,7 @@ def _aligned(optimizer: optim.Optimizer) -> optim.Optimizer:
     optimizer.register_step_pre_hook(_lay_gradients)
     optimizer.register_load_state_dict_pre_hook(_keep_options)
     optimizer.register_load_state_dict_post_hook(_require_moments)
-    optimizer.register_load_state_dict_post_hook(_lay_moments)
+    optimizer.register_load_state_dict_post_hook(lay_moments)
     return optimizer
 
 
@@ -165,7 +165,8 @@ def _require_moments(optimizer: optim.Optimizer) -> None:
                 raise ValueError(f"{name} of a tensor {tuple(each.shape)} has another shape")
 
 
-def _lay_moments(optimizer: optim.Optimizer) -> None:
+def lay_moments(optimizer: optim.Optimizer) -> None:
+    """Let moments lie as their weights do, in the order that fused steps read both in."""
     for each, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == each.shape and not _alike(each, value):

@@ -1,7 +1,6 @@
 """Where everything meets: a configuration becomes data, a network, a method, a verdict."""
 
 import logging
-import platform
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,8 @@ from advtrain.watchdog import Watchdog
 from advtrain.world import here
 
 logger = logging.getLogger(__name__)
+
+UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # of processors, as torch names them
 
 LARGEST = 65_536  # pixels along a side, channels or classes
 DEFAULTS = {"precision": "fp32", "spectral_norm": "none", "seed": 0}
@@ -204,11 +205,12 @@ def require_able(device: torch.device, precision: str, graphs: bool | str) -> No
 
 
 def bfloat16(device: torch.device) -> bool:
-    """Whether `device` computes in bfloat16 by itself; of processors but x86 nothing is known."""
+    """Whether `device` computes in bfloat16 by itself, as far as torch tells."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return any(found.get(unit) for unit in UNITS)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
