@@ -1,11 +1,14 @@
 """What an evaluation refuses, what it takes over from before, and what a failure leaves."""
 
 import json
+from importlib import metadata
 
 import pytest
 import torch
 from running import DATA, run
 from torch import Tensor, nn
+
+from advtrain import run_evaluation
 
 FGSM = "{_target_: advtrain.attacks.pgd.fgsm, _partial_: true, threat: '${threat}'}"
 LATE = "{_target_: test_run_evaluation.refusing, _partial_: true, threat: '${threat}'}"
@@ -162,3 +165,13 @@ def test_a_row_that_fails_leaves_tables_of_those_before_it(tmp_path, capsys):
     table = (tmp_path / "out" / "table.md").read_text()
     assert "pgd" in table.lower() and (tmp_path / "out" / "report.html").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_sources_that_are_not_installed_are_judged_as_well(monkeypatch):
+    assert run_evaluation.own_version() == metadata.version("advtrain")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(run_evaluation, "version", missing)
+    assert run_evaluation.own_version() == "not installed"

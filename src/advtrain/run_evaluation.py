@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -314,13 +314,21 @@ def environment(setting: Setting) -> dict[str, Any]:
     device = setting.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
-        "advtrain": version("advtrain"),
+        "advtrain": own_version(),
         "torch": str(torch.__version__),
         "device": name,
         "precision": setting.config["precision"],
         "threads": torch.get_num_threads(),
         "processes": here().size,
     }
+
+
+def own_version() -> str:
+    """That of the package; of sources that are run without being installed nobody knows it."""
+    try:
+        return version("advtrain")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -169,15 +169,22 @@ def ascent(
     """`ascend` by steps of `size`, one program with `model` inside where that is compiled."""
     forward = program(model, ascend)
     length = size if forward is ascend else like.new_full((), size)
-    return lambda x_adv, gain, direction, project: forward(x_adv, gain, direction, project, length)
+
+    def run(x_adv: Tensor, gain: Gain, direction: Rule, project: Project) -> Tensor:
+        return forward(_leaf(x_adv), gain, direction, project, length)
+
+    return run
 
 
 def ascend(
-    x_adv: Tensor, gain: Gain, direction: Rule, project: Project, size: float | Tensor
+    leaf: Tensor, gain: Gain, direction: Rule, project: Project, size: float | Tensor
 ) -> Tensor:
-    """One ascent of length `size` and its projection."""
-    _, gradient = evaluate(gain, x_adv)
-    return project(step(x_adv, direction(gradient), size))
+    """One ascent of length `size` from `leaf`, which wants a gradient, and its projection.
+
+    The leaf is made outside, for programs of torch 2.11 cannot make one.
+    """
+    _, gradient = _slope(gain, leaf)
+    return project(step(leaf.detach(), direction(gradient), size))
 
 
 def evaluate(gain: Gain, x_adv: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +192,14 @@ def evaluate(gain: Gain, x_adv: Tensor) -> tuple[Tensor, Tensor]:
 
     ValueError if the gain does not depend on its argument by differentiable operations.
     """
-    leaf = x_adv.detach().requires_grad_()
+    return _slope(gain, _leaf(x_adv))
+
+
+def _leaf(x_adv: Tensor) -> Tensor:
+    return x_adv.detach().requires_grad_()
+
+
+def _slope(gain: Gain, leaf: Tensor) -> tuple[Tensor, Tensor]:
     value = gain(leaf)
     require_gradient(value)
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
