@@ -125,12 +125,13 @@ def test_the_next_batch_begins_with_what_is_known_to_fit(limits: Any) -> None:
 
 def test_a_portion_keeps_nothing_of_its_forward_pass() -> None:
     x = batch()[0].requires_grad_()
-    kept: list[int] = []
+    kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: kept.append(len(saved)) or saved, lambda saved: saved
+        lambda saved: kept.append(saved) or saved, lambda saved: saved
     ):
         Room(6).ask(Small().requires_grad_(False), x)
-    assert all(rows == 6 for rows in kept) and len(kept) <= 4
+    rows = [len(saved) for saved in kept if saved.numel()]  # torch 2.11 keeps empty ones besides
+    assert rows == [6] * 4
 
 
 def test_one_image_too_many_is_told_and_other_errors_pass(limits: Any) -> None:
