@@ -27,12 +27,11 @@ import torch
 from bench_peers import PEERS, Settings, bound, installed
 from bench_subject import KINDS, Subject, subject
 from benchmark import (
-    CLOCKS,
     Pass,
     Table,
     Tape,
     Taped,
-    add_compile,
+    add_options,
     as_in_a_run,
     chosen_device,
     count,
@@ -114,17 +113,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument(
         "--queries", type=count, help="of autoattack, which then takes --steps and has no peers"
     )
-    form.add_argument("--rounds", type=count, default=9, help="turns of each contestant")
-    form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    form.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="of inner layers"
-    )
-    add_compile(form)
-    form.add_argument("--threads", type=count, default=1)
-    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine")
+    add_options(form)
     form.add_argument("--checkpoint", help="weights; without it, a brief training")
     form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
-    form.add_argument("--markdown", action="store_true", help="a table for the documentation")
     options = form.parse_args(arguments)
     require_clock(form, options)
     if options.queries and options.peers:

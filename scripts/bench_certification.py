@@ -32,9 +32,8 @@ import torch
 from bench_peers import installed
 from bench_subject import KINDS, Subject, subject
 from benchmark import (
-    CLOCKS,
     Table,
-    add_compile,
+    add_options,
     as_in_a_run,
     chosen_device,
     count,
@@ -105,16 +104,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--noise", choices=NOISES, default="gaussian", help="of ours and the loop")
     form.add_argument("--batch", type=count, default=1000)
     form.add_argument("--cohen", type=Path, help="core.py of the paper's authors")
-    form.add_argument("--rounds", type=count, default=9, help="turns of each contestant")
-    form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    add_compile(form)
-    form.add_argument("--threads", type=count, default=1)
-    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine")
+    add_options(form)
     form.add_argument("--keep-freed", action="store_true", help="as advtrain does, see its memory")
     form.add_argument("--checkpoint", help="weights; without it, a brief training or none")
     form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
-    form.add_argument("--markdown", action="store_true", help="a table for the documentation")
     options = form.parse_args(arguments)
     require_clock(form, options)
     if options.noise != "gaussian" and options.cohen:

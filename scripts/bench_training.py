@@ -29,9 +29,8 @@ import torch
 import torch.nn.functional as F
 from bench_subject import KINDS
 from benchmark import (
-    CLOCKS,
     Table,
-    add_compile,
+    add_options,
     chosen_device,
     count,
     flop,
@@ -147,13 +146,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--defenses", default=",".join(known), help="default: all there are")
     form.add_argument("--batch", type=count, default=128)
     form.add_argument("--steps", type=count, default=10, help="of attacks that have a choice")
-    form.add_argument("--rounds", type=count, default=9)
-    form.add_argument("--threads", type=count, default=1)
-    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
-    form.add_argument("--device", default="cpu")
-    form.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    add_compile(form)
-    form.add_argument("--markdown", action="store_true")
+    add_options(form)
     options = form.parse_args(arguments)
     require_clock(form, options)
     options.defenses = [name for name in options.defenses.split(",") if name]

@@ -238,8 +238,17 @@ def count(text: str) -> int:
     return int(text)
 
 
-def add_compile(form: argparse.ArgumentParser) -> None:
+def add_options(form: argparse.ArgumentParser) -> None:
+    """Options of how a bench runs, the same for attacks, training and certificates."""
+    form.add_argument("--rounds", type=count, default=9, help="turns of each contestant")
+    form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    form.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of inner layers"
+    )
     form.add_argument("--compile", choices=("true", "reduce-overhead"), help="as the key compile")
+    form.add_argument("--threads", type=count, default=1)
+    form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
+    form.add_argument("--markdown", action="store_true", help="a table for the documentation")
 
 
 def require_clock(form: argparse.ArgumentParser, options: argparse.Namespace) -> None:
