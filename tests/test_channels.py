@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advtrain import optimizers
+from advtrain import channels, optimizers
 from advtrain.channels import channels_last, lying_well
 from advtrain.models.resnet import cifar_resnet
 from advtrain.models.small import mnist_cnn, small_cnn
@@ -142,6 +142,12 @@ def test_kernels_lie_as_before_after_a_while_channels_last() -> None:
     assert not last(model)
     for each, place, values in before:
         assert each.data_ptr() == place and torch.equal(each, values)
+
+
+def test_kernels_that_lie_so_already_are_not_asked_about_again(monkeypatch: Any) -> None:
+    model = channels_last(plain(), SHAPE)
+    monkeypatch.setattr(channels, "_bears", None)
+    assert channels_last(model, SHAPE) is model and last(model)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,7 @@ def channels_last(model: nn.Module, shape: tuple[int, int, int]) -> nn.Module:
     `shape`: (C, H, W) of the images. Copies in evaluation mode are asked before; no random numbers
     are used up.
     """
-    if _gains(model) and _bears(model, shape):
+    if _gains(model) and not _turned(model) and _bears(model, shape):
         model.to(memory_format=torch.channels_last)
     return model
 
@@ -47,6 +47,11 @@ def _gains(model: nn.Module) -> bool:
         return False
     kernels = sum(each.numel() for each in weights if each.ndim == 4)
     return 2 * kernels > sum(each.numel() for each in weights)
+
+
+def _turned(model: nn.Module) -> bool:
+    kernels = (each for each in model.parameters() if each.ndim == 4)
+    return all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels)
 
 
 def _bears(model: nn.Module, shape: tuple[int, int, int]) -> bool:
