@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from running import run
 from torch import nn
 
-from advtrain import footprint, program, training
+from advtrain import crew, footprint, program, training
 from advtrain.averages import Ema
 from advtrain.crew import joined
 from advtrain.exchange import divided, interleaved, of_all, summed
@@ -138,6 +140,28 @@ def least() -> list[int | None]:
     return [before, rooms.least]
 
 
+class SlowStore:
+    """One that takes as long to answer as on a machine with other work."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def check(self, keys: list[str]) -> bool:
+        time.sleep(0.3)
+        return self.store.check(keys)
+
+
+def watching() -> list[str]:
+    """The threads that look at the store, once the processes have parted."""
+    real = crew.Crew
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crew, "LOOK", 0.001)
+        patch.setattr(crew, "Crew", lambda world, store: real(world, SlowStore(store)))
+        with joined("cpu", print):
+            time.sleep(0.1)
+    return [each.name for each in threading.enumerate() if each.name == "crew"]
+
+
 def together() -> dict[str, Any]:
     """What needs no job."""
     with joined("cpu", print):
@@ -165,7 +189,7 @@ def together() -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    found = together()
+    found = together() | {"watching": watching()}
     codes = {}
     for name, job in JOBS.items():
         with unreported(name):

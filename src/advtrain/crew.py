@@ -109,6 +109,7 @@ def joined(device: str, lost: Callable[[Failure], None]) -> Iterator[Crew]:
     finally:
         ended = crew.over.is_set()
         crew.over.set()
+        watching.join(GRACE)  # Python that ends aborts under a thread that asks the store
         if not ended:  # after a failure, others may not answer any more
             dist.destroy_process_group()
 
