@@ -146,8 +146,10 @@ def test_slots_share_what_is_there(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
     visible = [each["CUDA_VISIBLE_DEVICES"] for each in environments(3, 100)]
     assert visible == ["2", "GPU-abc", "2"] and len(environments("auto", 100)) == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert environments(1, 1)[0]["OMP_NUM_THREADS"] == "1"
+    for given in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(given, "1")  # PyTorch reads both: a number beside it would count for more
+            assert environments(1, 1) == [{"CUDA_VISIBLE_DEVICES": "2"}]
     assert gpus({"CUDA_VISIBLE_DEVICES": "0,-1,1"}) == ["0"]
 
 

@@ -12,17 +12,16 @@ def environments(asked: int | Literal["auto"], jobs: int) -> list[dict[str, str]
     """The environment of the processes in each slot: its device, or its number of threads.
 
     `auto`: a slot per GPU, else one per two cores but at least two where there are two; never more
-    than `jobs`. With more slots than GPUs, slots share them in turn. The number of threads is left
-    as it is where the environment sets it already.
+    than `jobs`. With more slots than GPUs, slots share them in turn. Threads are left as they are
+    where the environment sets a number already: PyTorch takes MKL's, also beside OpenMP's.
     """
     devices, cores = gpus(os.environ), available_cores()
     sensible = len(devices) or max(min(cores, 2), cores // 2)
     count = max(1, min(sensible if asked == "auto" else asked, jobs))
-    threads = {name: str(max(1, cores // count)) for name in THREADS}
-    given = {name: os.environ[name] for name in THREADS if name in os.environ}
+    given = any(name in os.environ for name in THREADS)
+    threads = {} if given else dict.fromkeys(THREADS, str(max(1, cores // count)))
     return [
-        {**threads, **given}
-        | ({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {})
+        threads | ({"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]} if devices else {})
         for slot in range(count)
     ]
 
