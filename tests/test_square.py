@@ -17,7 +17,7 @@ from advtrain.attacks import starts
 from advtrain.attacks.pgd import pgd
 from advtrain.attacks.square import square
 from advtrain.modes import crafting
-from advtrain.precision import is_low, low_precision
+from advtrain.precision import full_precision, is_low, low_precision
 from advtrain.threat import L1, L2, Ball, Linf
 
 FREE = [Linf(0.1, -inf, inf), L2(0.5, -inf, inf)]
@@ -378,6 +378,45 @@ def test_a_network_in_low_precision_is_asked_in_full_precision(
         attack(model, digits.x, y, generator=generator()) for model in (digits.model, low)
     )
     assert torch.equal(rough, exact) and is_low(low)
+
+
+class Tensor32(nn.Conv2d):
+    """A convolution as on a GPU, where TF32 cuts what it multiplies; notes whether it did."""
+
+    cuts: list[bool]
+
+    def forward(self, x: Tensor) -> Tensor:
+        allowed, weight = torch.backends.cudnn.allow_tf32, self.weight
+        self.cuts.append(allowed)
+        if allowed:
+            x, weight = (
+                (each.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+                for each in (x, weight.detach())
+            )
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_a_network_in_low_precision_is_searched_in_tf32_and_judged_without(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = deepcopy(digits.model)
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    for each in convolutions:
+        each.__class__, each.cuts = Tensor32, []
+    attack = partial(square, threat=Linf(0.1), queries=60)
+    exact, low = attack(model, digits.x, digits.y, generator=generator()), low_precision(model)
+    assert convolutions and not any(any(each.cuts) for each in convolutions)
+    for each in convolutions:
+        each.cuts = []
+    rough = attack(low, digits.x, digits.y, generator=generator())
+    for each in convolutions:
+        assert 61 <= sum(each.cuts) < len(each.cuts)  # queries, and what is judged without
+    assert not torch.backends.cudnn.allow_tf32
+    with torch.no_grad(), full_precision(low):
+        fell = [low(x_adv).argmax(1) != digits.y for x_adv in (exact, rough)]
+    assert 0 < fell[0].float().mean() < 1
+    assert (fell[0] != fell[1]).sum() <= 1  # 0 is seen
 
 
 def test_a_network_in_training_mode_is_attacked_as_it_is(untouched: Any) -> None:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from advtrain import seeding
 from advtrain.modes import frozen, frozen_statistics, vouched, vouching
-from advtrain.precision import full_precision
+from advtrain.precision import full_precision, tensor_float
 from advtrain.types import Classifier
 
 P = ParamSpec("P")
@@ -147,6 +147,15 @@ def exact(model: Classifier) -> Iterator[None]:
     with ExitStack() as stack:
         for module in modules_of(model):
             stack.enter_context(full_precision(module))
+        yield
+
+
+@contextmanager
+def searching(model: Classifier) -> Iterator[None]:
+    """Inside, those of them in low precision compute in float32, on a GPU in TF32: no verdicts."""
+    with ExitStack() as stack:
+        for module in modules_of(model):
+            stack.enter_context(tensor_float(module))
         yield
 
 
