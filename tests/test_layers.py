@@ -12,7 +12,8 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock machine"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " cgroups rooms fingerprints inert world crew exchange sharing foreign archive dense sizing telling",
+    " rooms fingerprints inert world crew exchange sharing foreign archive dense sizing telling"
+    " cgroups",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
