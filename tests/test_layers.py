@@ -23,7 +23,7 @@ ROWS = (
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
     " sweeping slots pool worker messages forecast estimates mirror together places"
-    " fitting config_source resuming",
+    " fitting config_source resuming stopwatch",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch

@@ -214,8 +214,8 @@ def require_bfloat16(device: torch.device, key: str) -> None:
 
 def _certifies_low(config: Mapping[str, Any]) -> bool:
     """Whether the job ends with certificates of the network in bfloat16."""
-    certify = (config["eval"] or {}).get("certify")
-    return config["job"] != "train" and bool(certify) and certify.get("precision") == "bf16"
+    certify = (config["eval"] or {}).get("certify") or {}
+    return config["job"] != "train" and certify.get("precision") == "bf16"
 
 
 def bfloat16(device: torch.device) -> bool:
