@@ -1,16 +1,19 @@
 """job=plan: what a line would take, from steps that are measured, and nothing left behind."""
 
 import json
+import re
+import time
 
 import pytest
 from grids import grid
 from running import DATA, FITTING, TINY, configuration, run
 
-from advtrain import footprint, main, status
+from advtrain import footprint, main, runs, status
 from advtrain.config import ConfigError
 from advtrain.estimates import estimate, labels, size
 from advtrain.forecast import Plan, forecast
 from advtrain.grid import parse
+from advtrain.programs import compiled
 from advtrain.sweeping import jobs
 
 
@@ -56,6 +59,45 @@ def test_what_takes_too_long_is_said_to_be_not_measured():
     slow = ("eval.attacks.pgd_linf.steps=100000000", *FITTING, "attack.steps=2")
     found = forecast(configuration(*slow), Plan("train_eval", steps=1, seconds=0.3), ())
     assert found.missing == ["row pgd_linf: 8 images took over plan.seconds=0.3"]
+
+
+@pytest.fixture
+def slow_compiler(monkeypatch):
+    """Networks are compiled by what takes 1000 s for a program by the clock, and runs it as it is.
+
+    The list that it returns gets an entry for each.
+    """
+    made, clock = [], time.perf_counter
+
+    def compiler(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(runs, "compiled", lambda model, graphs: compiled(model, backend=compiler))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 1000 * len(made))
+    return made
+
+
+COMPILED = (*TINY, "compile=true", "eval.batch_size=12", "eval.certify.batch_size=300")
+
+
+@pytest.mark.parametrize("average", ["last", "ema"])
+def test_making_programs_is_told_and_not_taken_for_the_work_that_they_do(average, slow_compiler):
+    line = configuration(*COMPILED, "defense=multi_attack", f"average={average}")  # three in turn
+    found = forecast(line, Plan("train_eval", steps=3, seconds=30.0), ())
+    assert 0 < found.training < 500 and 0 < found.evaluation < 500
+    *others, compiling = found.missing
+    assert all("statistics" in each for each in others)
+    assert re.fullmatch(r"compiling \(\d+ h \d+ min here\)", compiling)
+    # a step of an attack, a loss; images with gradients and without, some and many; draws
+    assert len(slow_compiler) >= 8
+
+
+def test_an_attack_that_drops_images_finds_its_programs_made(slow_compiler):
+    rows = ("eval=autoattack", "eval.size=12", "eval.batch_size=12", "device=cpu", "compile=true")
+    line = configuration(*FITTING, *rows)
+    found = forecast(line, Plan("eval", steps=1, seconds=30.0), ())
+    assert 0 < found.evaluation < 500 and len(found.missing) == 1
 
 
 def test_an_evaluation_is_planned_without_training():

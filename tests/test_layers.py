@@ -12,7 +12,8 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock machine"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " rooms fingerprints inert world crew exchange sharing foreign archive dense sizing telling",
+    " rooms fingerprints inert world crew exchange sharing foreign archive dense sizing telling"
+    " cgroups",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -22,7 +23,7 @@ ROWS = (
     " planning plans run_training run_validation run_evaluation run_certification run_prediction"
     " run_soundness run_guarantees run_pictures checking composing expansion engines ledger"
     " sweeping slots pool worker messages forecast estimates mirror together places"
-    " fitting config_source resuming",
+    " fitting config_source resuming stopwatch",
 )
 ROW = {name: number for number, names in enumerate(ROWS) for name in names.split()}
 READS = {("reporting", "certification")}  # its log and shares, from files and without torch

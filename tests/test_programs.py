@@ -4,6 +4,7 @@ import copy
 import gc
 import logging
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -362,6 +363,7 @@ def test_graphs_are_for_cuda(tmp_path: Any, capfd: Any) -> None:
 
 def test_a_gpu_without_units_for_bfloat16_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old One")
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(ConfigError, match="precision=bf16: Old One has no units for bfloat16"):
         require_able(torch.device("cuda"), "bf16", False)

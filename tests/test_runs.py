@@ -1,16 +1,21 @@
-"""Networks of other runs and of other people, and how many examples are certified."""
+"""Networks of other runs and of other people, how many examples are certified, and in what."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from running import DATA, JUDGING, TRAINING, run
+from running import DATA, FITTING, JUDGING, TINY, TRAINING, configuration, run
 from torch import nn
 
+from advtrain import runs
 from advtrain.config import ConfigError
 from advtrain.models.linear import linear
-from advtrain.runs import load_run
+from advtrain.runs import bfloat16, load_run, require_able, setting
 
 JUDGE = ("job=eval", "logger=none", "device=cpu", *DATA)
 PLAIN = "{_target_: advtrain.models.custom.custom, _partial_: true, factory: test_runs.net, "
@@ -95,3 +100,59 @@ def test_the_smaller_of_two_sizes_bounds_the_certificate(
 
 def results(directory: Path) -> str:
     return (directory / "results.json").read_text()
+
+
+@pytest.fixture
+def two_cards(monkeypatch: Any) -> None:
+    """Of these the second alone has units for bfloat16; the first is the current one."""
+    current = [0]
+
+    @contextmanager
+    def device(chosen: torch.device) -> Iterator[None]:
+        before = current[0]
+        current[0] = current[0] if chosen.index is None else chosen.index
+        yield
+        current[0] = before
+
+    supported = lambda including_emulation: current[0] == 1  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index or 0}")
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_of_several_cards_the_one_that_computes_is_asked_for_bfloat16() -> None:
+    found = [bfloat16(torch.device(name)) for name in ("cuda:1", "cuda:0", "cuda")]
+    assert found == [True, False, False]
+    require_able(torch.device("cuda:1"), "bf16", False)
+    with pytest.raises(ConfigError, match="precision=bf16: card 0 has no units"):
+        require_able(torch.device("cuda:0"), "bf16", False)
+
+
+LOW = "eval.certify.precision=bf16"
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_certificates_in_bfloat16_are_refused_before_a_training_on_a_card_without_units(
+    tmp_path: Path, capfd: Any
+) -> None:
+    status = run(tmp_path / "a", *TINY, LOW, "device=cuda:0")
+    assert status["exit_code"] == 2 and not (tmp_path / "a" / "checkpoints").exists()
+    assert status["error"] == (
+        "eval.certify.precision=bf16: card 0 has no units for bfloat16. Use "
+        "eval.certify.precision=fp32."
+    )
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_certificates_in_bfloat16_are_told_to_be_slow_on_a_processor_without_units(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.setattr(runs, "bfloat16", lambda device: False)
+    with caplog.at_level(logging.WARNING, "advtrain"):
+        for certified in (LOW, "eval.certify=null", "eval=none"):
+            setting(configuration(*FITTING, certified), tmp_path, ())
+        setting(configuration(*TINY, LOW, "job=train"), tmp_path, ())  # certifies nothing
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("eval.certify.precision=bf16: this processor has no units")

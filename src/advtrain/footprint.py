@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from advtrain import cgroups
 from advtrain.portions import TooLarge, out_of_memory, release
 from advtrain.programs import at_rest
 
@@ -65,18 +66,8 @@ def free(device: torch.device) -> int:
     lines = Path("/proc/meminfo")
     for line in lines.read_text().splitlines() if lines.is_file() else ():
         if line.startswith("MemAvailable:"):
-            return min(1024 * int(line.split()[1]), *_of_container())
+            return min(1024 * int(line.split()[1]), cgroups.left())
     return 4 * GIGABYTE  # a system that does not tell
-
-
-def _of_container() -> list[int]:
-    """What a container of Linux may still take; nothing where there is no bound."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        bound, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
-        return [max(0, int(bound) - int(used))]
-    except (OSError, ValueError):
-        return [2**62]
 
 
 def _tried(

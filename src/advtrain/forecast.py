@@ -3,7 +3,8 @@
 Steps of training are those of the run, timed one by one. A row of the evaluation runs on a few test
 images that are labelled as the network says, so that every attack has work to do; the attacks of a
 combination each run on all of them, where in the run they see those that still stand. Certificates
-are scaled from a share of their draws. So the time of an evaluation is an upper estimate.
+are scaled from a share of their draws. So the time of an evaluation is an upper estimate. Of
+compiled networks all is measured after its programs are made; what these took is said.
 """
 
 import io
@@ -11,8 +12,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
@@ -27,6 +27,7 @@ from torch import nn
 from advtrain.averaged import passes, rewrapped, single
 from advtrain.certification.noise import KINDS
 from advtrain.certification.smoothing import Smoothed
+from advtrain.channels import lying_well
 from advtrain.data.loader import Batches
 from advtrain.evaluation import Row, Subject, judge, rows
 from advtrain.fitting import for_evaluation, for_training
@@ -35,20 +36,25 @@ from advtrain.modes import crafting
 from advtrain.planning import fitted, named, viewed
 from advtrain.plans import Evaluation, Validation
 from advtrain.precision import computing_in
+from advtrain.programs import at_rest
 from advtrain.ranges import Count, Positive
+from advtrain.reporting.wording import duration
 from advtrain.run_training import begun, method_of
 from advtrain.run_validation import validate
 from advtrain.runs import Setting, make_model, setting, start_weights
+from advtrain.seeding import stream
+from advtrain.stopwatch import Stopwatch
 from advtrain.training import TrainState, epochs
 from advtrain.types import Attack, Logs
 
 FEW = 8  # images on which a row is tried first, and of validation
-DRAWS = 200  # at least, of noise that are timed for certificates
+DRAWS = 200  # of noise that are timed for certificates first; then twice as many at least
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`job`: what is planned. `steps`: of training that are timed, after one that is not.
+    """`job`: what is planned. `steps`: of training that are timed, after one that is not (compiled:
+    after as many).
 
     `seconds`: that the sample of a row may take.
     """
@@ -75,10 +81,6 @@ class Forecast:
         return self.training + self.evaluation
 
 
-class OutOfTime(BaseException):
-    """The time of a measurement is over; no error of the network that is measured."""
-
-
 class Enough(Exception):
     """The steps that are timed are done."""
 
@@ -93,22 +95,32 @@ def forecast(config: Mapping[str, Any], plan: Plan, allowed: tuple[str, ...]) ->
         here = setting({**config, "job": plan.job}, Path(folder), allowed)
         if here.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(here.device)
+        watch = Stopwatch(here.device, plan.seconds, bool(config["compile"]))
         evaluation = here.build("eval") if config["eval"] and plan.job != "train" else None
-        if plan.job != "eval":
-            model = _training(here, plan, found)
-        else:
+        weights = _training(here, plan, found, watch) if plan.job != "eval" else None
+        if evaluation is not None or weights is None:
             data = here.data
             model = make_model(config, data.shape, len(data.classes), here.device, allowed)
-            start_weights(model, config["checkpoint"])
+            if weights is None:
+                start_weights(model, config["checkpoint"])
+            else:
+                model.load_state_dict(weights)
         if evaluation is not None:
             evaluation = for_evaluation(here, model).build("eval")
-            _evaluation(model.eval(), here, evaluation, plan, found)
+            _evaluation(model.eval(), here, evaluation, found, watch)
+        if watch.compiled:
+            found.missing.append(f"compiling ({duration(watch.compiling)} here)")
         found.memory = _peak(here.device)
     return found
 
 
-def _training(here: Setting, plan: Plan, found: Forecast) -> nn.Module:
-    """Time steps, a validation and a checkpoint."""
+def _training(
+    here: Setting, plan: Plan, found: Forecast, watch: Stopwatch
+) -> Mapping[str, torch.Tensor]:
+    """Time steps, a validation and a checkpoint; the weights that are judged.
+
+    Of a compiled network as many steps are made before: some methods take turns.
+    """
     here = for_training(here)
     config = here.config
     batches = Batches(
@@ -117,42 +129,55 @@ def _training(here: Setting, plan: Plan, found: Forecast) -> nn.Module:
     total, each = config["epochs"], len(batches)
     state, freezing, _ = begun(here, total * each, anew=True)
     method = method_of(here, state, freezing)
-    clock: list[float] = []
+    found.steps = total * each
+    untimed = max(1, min(plan.steps if watch.compiled else 1, found.steps - 1))
+    clock = [time.perf_counter()]
 
     def stop() -> None:
-        if len(clock) > plan.steps:
+        if len(clock) > untimed + plan.steps:
             raise Enough
 
-    def watch(logs: Logs, examples: int) -> None:
+    def note(logs: Logs, examples: int) -> None:
         clock.append(time.perf_counter())
 
-    begin = time.perf_counter()
     try:
-        for _ in epochs(state, batches, method, total=total, stop=stop, watch=watch, check_every=1):
+        for _ in epochs(state, batches, method, total=total, stop=stop, watch=note, check_every=1):
             pass
     except Enough:
         pass
-    marks = clock if len(clock) > 1 else [begin, *clock]
-    found.steps = total * each
+    marks = clock[untimed:] if len(clock) > untimed + 1 else clock
     found.per_step = fmean(later - sooner for sooner, later in pairwise(marks))
+    if watch.compiled:
+        watch.compiling += max(0.0, clock[untimed] - clock[0] - untimed * found.per_step)
     saving, found.disk = _saved(state)
-    judged, once = _validation(state, here, plan, total)
-    found.training = found.steps * found.per_step + total * saving + judged * once
+    found.training = found.steps * found.per_step + total * saving
+    _validation(state, here, found, watch)
     if state.average.model is not state.model:
         found.missing.append("statistics of the averaged weights after an epoch")
-    return state.average.model
+    return state.average.model.state_dict()
 
 
-def _validation(state: TrainState, here: Setting, plan: Plan, total: int) -> tuple[int, float]:
-    """How many epochs are judged, and the seconds of one."""
+def _validation(state: TrainState, here: Setting, found: Forecast, watch: Stopwatch) -> None:
+    """Time that after an epoch, and count the epochs that have one."""
     wanted: Validation = here.build("validate")
-    size, seconds = min(len(here.data.validation), wanted.size), 0.0
-    for images in dict.fromkeys((min(FEW, size), size)):
-        if images and seconds * size <= plan.seconds:
-            sample = replace(wanted, size=images)
-            judge_all = partial(validate, state.average.model, here, sample, state.defense)
-            seconds = _timed(judge_all, here.device) / images
-    return ceil(total / wanted.every), seconds * size
+    size = min(len(here.data.validation), wanted.size)
+    few = min(FEW, size)
+
+    def judge_all(images: int) -> None:
+        sample = replace(wanted, size=images)
+        validate(state.average.model, here, sample, state.defense, watch.room)
+
+    if size:
+        seconds = watch.each(judge_all, few, size)
+        judged = ceil(here.config["epochs"] / wanted.every)
+        found.training += judged * size * _known(seconds, f"validation: {few} images", found, watch)
+
+
+def _known(seconds: float | None, what: str, found: Forecast, watch: Stopwatch) -> float:
+    """`seconds`, or nothing where they are not known, which is said."""
+    if seconds is None:
+        found.missing.append(f"{what} took over plan.seconds={watch.seconds:g}")
+    return seconds or 0.0
 
 
 def _saved(state: TrainState) -> tuple[float, int]:
@@ -166,9 +191,10 @@ def _saved(state: TrainState) -> tuple[float, int]:
 
 
 def _evaluation(
-    model: nn.Module, here: Setting, evaluation: Evaluation, plan: Plan, found: Forecast
+    model: nn.Module, here: Setting, evaluation: Evaluation, found: Forecast, watch: Stopwatch
 ) -> None:
     size = min(len(here.data.test), evaluation.size or len(here.data.test))
+    batch = min(evaluation.at_once, size)
     names = {"clean": "", **{name: "" for name in evaluation.attacks}}
     classes = len(here.data.classes)
     few, _ = here.data.test.batch(slice(0, min(FEW, size)))
@@ -178,21 +204,19 @@ def _evaluation(
     if stochastic:
         found.missing.append("single draws of the network beside each row")
     for view, judged in views.items():
-        subject = Subject(judged, rewrapped(judged, swift(single(judged), few)))
+        subject = Subject(judged, rewrapped(judged, swift(single(judged), few)), watch.room)
         for row in rows(evaluation.attacks, names, classes, view, passes(judged)):
             where = row.name if view == "identity" else f"{row.name} ({view})"
             try:
-                seconds = _row(subject, row, here, min(evaluation.at_once, size), plan)
+                attacked = partial(_attacked, subject, row, here)
+                seconds = watch.each(attacked, min(FEW, batch), batch)
             except ValueError as error:
                 found.missing.append(f"row {where}: {error}")
                 continue
-            if seconds is None:
-                said = f"{len(few)} images took over plan.seconds={plan.seconds:g}"
-                found.missing.append(f"row {where}: {said}")
-            else:
-                found.evaluation += seconds * size
+            what = f"row {where}: {min(FEW, batch)} images"
+            found.evaluation += size * _known(seconds, what, found, watch)
     first = single(next(iter(views.values())))
-    found.evaluation += _certificates(first, here, evaluation, size)
+    _certificates(first, here, evaluation, size, found, watch)
     if evaluation.exact is not None:
         found.missing.append("exact distances")
     if evaluation.certify is not None and evaluation.certify.attack is not None:
@@ -201,85 +225,60 @@ def _evaluation(
 
 def _draws(model: nn.Module, x: torch.Tensor) -> bool:
     """Whether the network answers differently each time."""
-    with torch.no_grad(), crafting(model, "eval"):
+    with torch.no_grad(), crafting(model, "eval"), at_rest():
         return not torch.equal(model(x), model(x))
 
 
-def _row(subject: Subject, row: Row, here: Setting, batch: int, plan: Plan) -> float | None:
-    """Seconds per image: of a few images, or of a batch where the time allows; None: of neither."""
-    seconds = None
-    for images in dict.fromkeys((min(FEW, batch), batch)):
-        if seconds is not None and seconds * images > plan.seconds:
-            break
-        with _limited(subject, plan.seconds):
-            try:
-                seconds = _timed(partial(_attacked, subject, row, here, images), here.device)
-            except OutOfTime:
-                break
-            seconds /= images
-    return seconds
-
-
 def _attacked(subject: Subject, row: Row, here: Setting, images: int) -> None:
-    """Every attack of the row on the first images, labelled as the network says."""
+    """Every attack of the row on the first images, labelled as the network says.
+
+    With the same draws each time, so that attacks drop images at the same places.
+    """
     x, _ = here.data.test.batch(slice(0, images))
     with torch.no_grad(), crafting(subject.model, "eval"):
-        y = subject.model(x).argmax(1)
+        y = subject.room.ask(subject.model, x).argmax(1)
     at, stands = tuple(range(images)), torch.ones_like(y, dtype=torch.bool)
     attacks: list[Attack | None] = list(row.members.values()) or [row.plain]
-    for attack in attacks:
-        judge(subject, x, y, attack, row.threat, key=row.name, at=at, clean=stands)
+    with stream(x.device, here.config["seed"], row.name):
+        for attack in attacks:
+            judge(subject, x, y, attack, row.threat, key=row.name, at=at, clean=stands)
 
 
-def _certificates(model: nn.Module, here: Setting, evaluation: Evaluation, size: int) -> float:
-    """Seconds of all draws of noise, those of the PREDICT study among them."""
-    total, classes = 0.0, len(here.data.classes)
+def _certificates(
+    model: nn.Module,
+    here: Setting,
+    evaluation: Evaluation,
+    size: int,
+    found: Forecast,
+    watch: Stopwatch,
+) -> None:
+    """Time all draws of noise, those of the PREDICT study among them."""
+    classes = len(here.data.classes)
     if evaluation.certify is not None:
         ask = evaluation.certify
         images, draws = min(size, ask.size or size), ask.n0 + ask.n
-        with computing_in(model, ask.precision):
-            smoothed = Smoothed(model, classes, ask.sigma, ask.batch_size, KINDS[ask.noise])
-            total += images * draws * _per_draw(smoothed, here, ask.batch_size)
+        with computing_in(model, ask.precision), lying_well(model, here.data.shape):
+            noise = KINDS[ask.noise]
+            smoothed = Smoothed(model, classes, ask.sigma, ask.batch_size, noise, watch.room)
+            each = _per_draw(smoothed, here, "certificates", found, watch)
+            found.evaluation += images * draws * each
     if evaluation.predict is not None:
         study = evaluation.predict
         images, draws = min(size, study.size or size), sum(study.n) + study.gold_draws
-        smoothed = Smoothed(model, classes, study.sigma, study.batch_size)
-        total += images * draws * _per_draw(smoothed, here, study.batch_size)
-    return total
+        with computing_in(model, "fp32"):
+            smoothed = Smoothed(model, classes, study.sigma, study.batch_size, room=watch.room)
+            each = _per_draw(smoothed, here, "the PREDICT study", found, watch)
+            found.evaluation += images * draws * each
 
 
-def _per_draw(smoothed: Smoothed, here: Setting, batch: int) -> float:
-    x, _ = here.data.test.batch(slice(0, 1))
-    draws = max(DRAWS, batch)
-    smoothed.certify(x, n0=1, n=DRAWS, alpha=0.5, seeds=[0])  # what is set up once
-    seconds = _timed(lambda: smoothed.certify(x, n0=1, n=draws, alpha=0.5, seeds=[0]), here.device)
-    return seconds / (draws + 1)
-
-
-@contextmanager
-def _limited(subject: Subject, seconds: float) -> Iterator[None]:
-    """Calls of the network raise OutOfTime once so many seconds are over."""
-    end = time.perf_counter() + seconds
-
-    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if time.perf_counter() > end:
-            raise OutOfTime
-
-    networks = {id(each): each for each in (subject.model, subject.fast)}.values()
-    hooks = [each.register_forward_pre_hook(look) for each in networks]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _timed(action: Callable[[], Any], device: torch.device) -> float:
-    began = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+def _per_draw(
+    smoothed: Smoothed, here: Setting, what: str, found: Forecast, watch: Stopwatch
+) -> float:
+    x, batch = here.data.test.batch(slice(0, 1))[0], smoothed.batch_size
+    few, more = min(DRAWS, batch), batch * max(2, ceil(2 * DRAWS / batch))
+    # a graph is recorded in the second pass: hence two at least
+    seconds = watch.each(lambda draws: smoothed.counts(x, draws, seeds=[0]), few, more)
+    return _known(seconds, f"{what}: {few} draws", found, watch)
 
 
 def _peak(device: torch.device) -> int:

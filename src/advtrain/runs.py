@@ -171,6 +171,8 @@ def setting(config: Mapping[str, Any], directory: Path, allowed: Allowed) -> Set
     demand(config["deterministic"])
     device = choose_device(config["device"])
     require_able(device, config["precision"], config["compile"])
+    if _certifies_low(config):
+        require_bfloat16(device, "eval.certify.precision")
     if config["compile"] and config.get("recompute"):
         raise ConfigError(
             f"compile={config['compile']} recompute=true: programs choose by themselves what they "
@@ -191,23 +193,36 @@ def require_able(device: torch.device, precision: str, graphs: bool | str) -> No
             f"compile=reduce-overhead records CUDA graphs, and device is {device.type}. Use "
             "compile=true."
         )
-    if precision != "bf16" or bfloat16(device):
+    if precision == "bf16":
+        require_bfloat16(device, "precision")
+
+
+def require_bfloat16(device: torch.device, key: str) -> None:
+    """As `require_able`, of the bf16 that stands at `key` of the configuration."""
+    if bfloat16(device):
         return
     if device.type == "cuda":
         raise ConfigError(
-            f"precision=bf16: {torch.cuda.get_device_name(device)} has no units for bfloat16. Use "
-            "precision=fp32."
+            f"{key}=bf16: {torch.cuda.get_device_name(device)} has no units for bfloat16. Use "
+            f"{key}=fp32."
         )
     logger.warning(
-        "precision=bf16: this processor has no units for bfloat16, and takes longer than with "
-        "precision=fp32."
+        "%s=bf16: this processor has no units for bfloat16, and takes longer than with %s=fp32.",
+        *(key, key),
     )
+
+
+def _certifies_low(config: Mapping[str, Any]) -> bool:
+    """Whether the job ends with certificates of the network in bfloat16."""
+    certify = (config["eval"] or {}).get("certify") or {}
+    return config["job"] != "train" and certify.get("precision") == "bf16"
 
 
 def bfloat16(device: torch.device) -> bool:
     """Whether `device` computes in bfloat16 by itself, as far as torch tells."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        with torch.cuda.device(device):  # what is asked about is the current one
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     if hasattr(torch.cpu, "get_capabilities"):
         found = torch.cpu.get_capabilities()
         return any(found.get(unit) for unit in UNITS)
