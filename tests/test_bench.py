@@ -31,6 +31,7 @@ import benchmark
 
 from advtrain import programs, runs
 from advtrain.data import readers
+from advtrain.models import lwta
 from advtrain.precision import full_precision, low_precision
 
 
@@ -308,6 +309,98 @@ def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(ca
     assert 0 < share < 2 and height > 0
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch: Any) -> list[tuple[nn.Module, bool]]:
+    """Bare loops as on a GPU, here; which convolutions then ran, and whether they might in TF32."""
+    seen: list[tuple[nn.Module, bool]] = []
+    convolve = nn.Conv2d.forward
+
+    def watched(layer: nn.Conv2d, x: Any) -> Any:
+        seen.append((layer, torch.backends.cudnn.allow_tf32))
+        return convolve(layer, x)
+
+    def beside(name: str, run: Any, device: torch.device) -> Any:
+        return benchmark.beside_tf32(name, run, torch.device("cuda"))
+
+    monkeypatch.setattr(nn.Conv2d, "forward", watched)
+    for script in (bench_training, bench_attacks):
+        monkeypatch.setattr(script, "beside_tf32", beside)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    return seen
+
+
+def test_on_a_gpu_a_training_step_is_beside_a_loop_in_tf32_too(
+    on_a_gpu: list[tuple[nn.Module, bool]],
+) -> None:
+    options = bench_training.parse(["--batch=4", "--steps=2", "--rounds=1"])
+    row = bench_training.measure("fgsm_at", options, 1e12)
+    given = bench_training.columns(torch.device("cuda"))
+    (of_tf32,) = bench_training.OF_TF32
+    assert len(row) == len(given) and list(given)[-1] == of_tf32
+    assert " to " in row[-1]
+    slow, fast = ({layer for layer, on in on_a_gpu if on == choice} for choice in (False, True))
+    assert fast and fast < slow  # only the loop's network, which has its turn in float32, too
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_on_a_gpu_an_attack_has_a_limit_in_tf32_too(
+    on_a_gpu: list[tuple[nn.Module, bool]], monkeypatch: Any
+) -> None:
+    options = bench_attacks.parse(["--batch=4", "--steps=2", "--rounds=1"])
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=0)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    target = bench_subject.subject("mnist_cnn", 4, None, None)
+    rates = {"fp32": 1e6, "tf32": 1e9}
+    rows = list(bench_attacks.compare("fgsm", target, target.model, [], options, rates))
+    assert [row[1] for row in rows] == ["limit", "limit, TF32", "ours", "ours, as is"]
+    share = {row[1]: float(row[7]) for row in rows}
+    assert share["limit"] > 100 * share["limit, TF32"]  # each against the rate of its own kind
+    slow, fast = ({layer for layer, on in on_a_gpu if on == choice} for choice in (False, True))
+    assert fast and fast < slow and not torch.backends.cudnn.allow_tf32
+
+
+def test_a_loop_in_tf32_puts_the_flag_back_when_it_fails() -> None:
+    def run() -> None:
+        assert torch.backends.cudnn.allow_tf32
+        raise KeyboardInterrupt
+
+    assert list(benchmark.beside_tf32("bare", run, torch.device("cpu"))) == ["bare"]
+    loops = benchmark.beside_tf32("bare", run, torch.device("cuda"))
+    with pytest.raises(KeyboardInterrupt):
+        loops["bare, TF32"]()
+    assert loops["bare"] is run and not torch.backends.cudnn.allow_tf32
+
+
+def test_the_rate_of_tf32_is_that_of_products_in_it(monkeypatch: Any, capsys: Any) -> None:
+    def rate(device: Any, dtype: torch.dtype, clock: str) -> float:
+        return 2e12 if torch.backends.cuda.matmul.allow_tf32 else 1e12
+
+    monkeypatch.setattr(benchmark, "matrix_rate", rate)
+    for precision, found in (("tf32", 2e12), ("fp32", 1e12)):
+        assert benchmark.told_rate(torch.device("cpu"), precision, "wall") == found
+    assert "matrix rate in tf32: 2.00" in capsys.readouterr().out
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_methods_that_a_network_is_not_made_for_leave_the_rows_after_them(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    monkeypatch.setattr(bench_training, "STAND_INS", {})
+    options = "--batch 2 --rounds 1 --defenses oat,lwta,linear_exact,standard --markdown"
+    bench_training.main(options.split())
+    oat, winner, linear, standard = rows_of(capsys.readouterr().out)
+    assert oat[1].startswith("oat trains one network for every lambda")
+    assert winner[1].startswith("lwta trains networks with winner-takes-all layers")
+    assert len(linear) == 2 and standard[1] == "1 F+weights"
+
+
+def test_winner_takes_all_trains_a_network_that_has_it() -> None:
+    options = bench_training.parse(["--batch=2", "--steps=1"])
+    model = bench_training.prepared("lwta", options).state.model
+    assert lwta.layers(model)
+
+
 def test_attacks_run_on_a_compiled_copy_with_the_passes_of_the_plain_one(
     counter: Any, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -345,6 +438,26 @@ def test_certificates_run_on_a_compiled_copy_beside_the_plain_loop(
     assert bench_certification.ours(given, fast)() == plain and counter.frame_count == 1
     bench_certification.bare(given, fast)()
     assert counter.frame_count == 1 and model._compiled_call_impl is None
+
+
+def test_certificates_run_on_kernels_as_a_run_lays_them() -> None:
+    """Without --compile, too; the bare loop has the network as it is."""
+    laid: list[bool] = []
+
+    def seen(layer: nn.Module, given: Any, maps: Any) -> None:
+        laid.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
+
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 16, 3)
+    model = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    first.register_forward_hook(seen)
+    given = bench_subject.Subject(model, torch.rand(2, 3, 8, 8), torch.zeros(2), {}, "")
+    options = bench_certification.parse(["--images=2", "--n0=8", "--n=16", "--batch=16"])
+    ours, bare = bench_certification.ours(given, options), bench_certification.bare(given, options)
+    for run, last in ((ours, True), (bare, False)):
+        laid.clear()
+        run()
+        assert set(laid) == {last}
 
 
 def test_float32_rows_are_held_against_the_rate_of_float32(monkeypatch: Any) -> None:
@@ -400,6 +513,46 @@ def test_what_the_device_cannot_do_is_one_message(options: str, told: str, capsy
     for script in (bench_attacks, bench_certification, bench_training):
         with pytest.raises(SystemExit, match=told):
             script.main(options.split())
+
+
+def test_winner_takes_all_on_a_device_that_is_not_here_is_one_message() -> None:
+    with pytest.raises(SystemExit, match="CUDA devices are here"):
+        bench_lwta.main(["--device", "cuda:99"])
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--checkpoint nosuch.pth", "nosuch.pth"),
+        ("--root nosuch", "nosuch"),
+        ("--checkpoint empty.pth", "empty.pth"),
+    ],
+)
+def test_weights_and_images_that_are_not_to_be_had_are_one_message(
+    options: str, told: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.pth").touch()
+    for script in (bench_attacks, bench_certification):
+        with pytest.raises(SystemExit, match=told) as stopped:
+            script.main(options.split())
+        assert isinstance(stopped.value.code, str) and "\n" not in stopped.value.code
+    with pytest.raises(SystemExit, match="nosuch"):
+        bench_subject.subject("resnet18", 4, "nosuch", None)
+
+
+def test_code_of_others_that_is_no_file_is_one_message(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        bench_certification.main(["--cohen", "nosuch.py"])
+    assert "--cohen: nosuch.py is no file" in capsys.readouterr().err
+
+
+def test_released_trainings_without_their_data_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "train_mnist.py").touch()
+    root = str(tmp_path / "nosuch")
+    with pytest.raises(SystemExit, match="nosuch"):
+        bench_released.main(["--checkout", str(tmp_path), "--root", root, "--device", "cpu"])
 
 
 def schedules(*each: tuple[int, float, float]) -> list[bench_released.Schedule]:
