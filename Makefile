@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev  ## install the development extras, run the tests
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-bench-gpu: $(VENV)/.installed-dev  ## measure this GPU in ten minutes, into docs/benchmarks.md
+bench-gpu: $(VENV)/.installed-bench  ## measure this GPU in ten minutes, into docs/benchmarks.md
 	$(BIN)/python scripts/bench_gpu.py
 
 lint: $(VENV)/.installed-dev  ## style, types, and dependencies against known vulnerabilities
@@ -52,6 +52,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,bench]'
 	touch $@
 
 .PHONY: help demo test test-slow bench-gpu lint lock format wheel clean

@@ -265,13 +265,13 @@ def test_what_was_measured_is_on_the_page_when_the_rest_is_interrupted(
         return subprocess.CompletedProcess(command, 0, "| a | b |\n", "")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench_gpu, "header", lambda: "head")
+    monkeypatch.setattr(bench_gpu, "header", lambda left_out: f"head {left_out}")
     monkeypatch.setattr(bench_gpu, "PLAN", PLAN[::-1])
     monkeypatch.setattr(bench_gpu.subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         bench_gpu.main(["--page", str(page)])
     assert page.read_text().startswith(
-        "# Title\n\n## On a GPU\n\nhead\n\n```\npython scripts/good.py"
+        "# Title\n\n## On a GPU\n\nhead True\n\n```\npython scripts/good.py"
     )
     assert page.read_text().count("| a | b |") == 2
 
@@ -285,12 +285,51 @@ def test_a_plan_that_did_not_come_to_its_end_ends_the_command_with_1(
     assert capsys.readouterr().out.count("```") == 6
 
 
+def test_the_page_keeps_what_a_script_skipped_and_what_it_told_after_its_table() -> None:
+    printed = "today\nskipped: art is not installed\n\nmatrix rate in fp32: 1 TFLOP/s\n\n"
+    assert bench_gpu.tables(f"{printed}| a |\n| 1 |\n\nfgsm: to 70 %: ours 1 s\n") == (
+        "skipped: art is not installed\n\nmatrix rate in fp32: 1 TFLOP/s\n\n"
+        "| a |\n| 1 |\n\nfgsm: to 70 %: ours 1 s"
+    )
+    assert bench_gpu.tables("today\nmatrix rate in fp32: 1\n") == "matrix rate in fp32: 1"
+
+
+def test_a_released_loop_is_run_last_where_it_is_named_and_takes_time_of_its_own(
+    commands: list[tuple[list[str], float]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "train_mnist.py").touch()
+    monkeypatch.setattr(bench_gpu, "SMOKE", PLAN[2:])
+    bench_gpu.main(["--smoke", "--checkout", str(tmp_path), "--root", "my data"])
+    (good, _), (command, given) = commands
+    assert good[1].endswith("good.py") and command[1].endswith("bench_released.py")
+    assert given == pytest.approx(bench_gpu.BUDGET + bench_gpu.RELEASED[1].seconds - 10)
+    options = bench_released.parse(command[2:])
+    assert (options.checkout, options.root, options.reach) == (tmp_path, "my data", 70)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--checkout nowhere", "--checkout and --root go together"),
+        ("--checkout nowhere --root DATA", "no MNIST/train_mnist.py is there"),
+    ],
+)
+def test_a_released_loop_that_is_not_there_is_told_at_once(
+    options: str, told: str, commands: list[tuple[list[str], float]], capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_gpu.main(["--smoke", *options.split()])
+    assert told in capsys.readouterr().err and not commands
+
+
 def test_every_command_of_the_plans_is_one_of_its_script_and_the_plan_fits_its_time() -> None:
     scripts = {
         "bench_training.py": bench_training,
         "bench_attacks.py": bench_attacks,
         "bench_certification.py": bench_certification,
     }
+    assert [job.line.split()[0] for job in bench_gpu.RELEASED] == ["bench_released.py"] * 2
     for job in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
         script, *given = shlex.split(job.line)
         scripts[script].parse([*given, "--device", "cuda", "--markdown"])
