@@ -13,9 +13,9 @@ done. Without a GPU nothing is written, and the exit code is 1.
 
 Whole trainings beside a released loop, and the time to a robust accuracy, are measured only where
 --checkout and --root tell where that loop and MNIST are. Other libraries are those of the extra
-`bench`, which make installs; one that is missing is told on the page. Not among the commands are
-bench_runner.py and bench_sweeps.py, whose figures are those of a processor, bench_lwta.py, which
-takes --device by itself, and certificates by the authors' code.
+`bench`, which make installs into .venv-bench; one that is missing is told on the page. Not among
+the commands are bench_runner.py and bench_sweeps.py, whose figures are those of a processor,
+bench_lwta.py, which takes --device by itself, and certificates by the authors' code.
 """
 
 import argparse
