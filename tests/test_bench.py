@@ -330,6 +330,8 @@ def test_every_command_of_the_plans_is_one_of_its_script_and_the_plan_fits_its_t
         "bench_certification.py": bench_certification,
     }
     assert [job.line.split()[0] for job in bench_gpu.RELEASED] == ["bench_released.py"] * 2
+    _, brief = bench_gpu.RELEASED  # leaves the others of its plan enough to start in
+    assert brief.seconds < sum(job.seconds for job in bench_gpu.SMOKE)
     for job in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
         script, *given = shlex.split(job.line)
         scripts[script].parse([*given, "--device", "cuda", "--markdown"])
