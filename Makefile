@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Other libraries have one of their own: torchattacks and pip-audit want other versions of requests.
+PEERS := .venv-bench
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -15,8 +17,8 @@ test: $(VENV)/.installed-dev  ## install the development extras, run the tests
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-bench-gpu: $(VENV)/.installed-dev  ## measure this GPU in ten minutes, into docs/benchmarks.md
-	$(BIN)/python scripts/bench_gpu.py
+bench-gpu: $(PEERS)/.installed  ## measure this GPU in ten minutes, into docs/benchmarks.md
+	$(PEERS)/bin/python scripts/bench_gpu.py
 
 lint: $(VENV)/.installed-dev  ## style, types, and dependencies against known vulnerabilities
 	$(BIN)/ruff check .
@@ -41,10 +43,10 @@ wheel: $(VENV)/.installed-dev  ## build the wheel and the source archive into di
 clean:  ## remove what building and testing leave; outputs/ stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
 
-$(VENV)/bin/python:
+$(VENV)/bin/python $(PEERS)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "advtrain needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@:/bin/python=)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
@@ -52,6 +54,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(PEERS)/.installed: pyproject.toml | $(PEERS)/bin/python
+	$(PEERS)/bin/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 .PHONY: help demo test test-slow bench-gpu lint lock format wheel clean

@@ -6,7 +6,8 @@ The limit of an attack is the time of its own passes through the network as it w
 frozen parameters, forward alone or forward and back to the images, at the batch sizes that it had.
 Ours run on a faster copy of the network, made once, as evaluations do; `as is` without it.
 All contestants of an attack run in turns. Read ratios of one table with each other, never times of
-two. Verdicts are taken afresh on the plain network in float32, and so is the limit. With --compile
+two. Verdicts are taken afresh on the plain network in float32, and so is the limit; on a GPU there
+is one with convolutions in TF32, too, which PyTorch computes by default. With --compile
 ours run on a compiled copy instead, as evaluations do, and all others as before; passes are counted
 without it, and images that a program fills its batch up with are none.
 
@@ -33,6 +34,7 @@ from benchmark import (
     Taped,
     add_options,
     as_in_a_run,
+    beside_tf32,
     chosen_device,
     count,
     flop,
@@ -75,6 +77,7 @@ COLUMNS = {
     "differ": 6,
 }
 OURS, AS_IS, FULL = "ours", "ours, as is", "ours, fp32"
+PLAIN = {"cpu": ["fp32"], "cuda": ["fp32", "tf32"]}  # precisions of the limits
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heading(options, f"{options.model}, {target.story}; {right}", others=peers)
     rates = {
         precision: told_rate(device, precision, options.clock)
-        for precision in sorted({options.precision, "fp32"})
+        for precision in sorted({options.precision, *PLAIN[device.type]})
     }
     table = Table(COLUMNS, markdown=options.markdown)
     for attack in options.attacks:
@@ -168,8 +171,10 @@ def compare(
     passes = {name: each for name, each in found.items() if each is not None}
     runs = {name: makes[name](deepcopy(model) if name in peers else model) for name in passes}
     stands = {name: standing(target, seeded(run)) for name, run in runs.items()}
-    contestants = {"limit": limit(model, x, passes[OURS]), **runs}
-    passes["limit"] = [each._replace(precision="fp32") for each in passes[OURS]]
+    limits = beside_tf32("limit", limit(model, x, passes[OURS]), x.device)
+    contestants = {**limits, **runs}
+    for name, precision in zip(limits, ("fp32", "tf32"), strict=False):
+        passes[name] = [each._replace(precision=precision) for each in passes[OURS]]
     seconds = interleaved(
         contestants,
         rounds=options.rounds,

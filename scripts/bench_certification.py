@@ -5,9 +5,10 @@
 The bare loop draws noise into a buffer, adds it to the images, and calls the network without
 gradients: the same network and batch size, as many noisy images; it counts and decides nothing.
 All contestants take turns. `speed` is noisy images per second over those of the bare loop in the
-same round. With --compile ours is on a compiled copy, its kernels channels last as in a run; the
-others are as before. Of the rate and MiB are those of bench_attacks. The guess and radius of the
-first image are shown, for each draws noise of its own.
+same round. Ours is on a copy whose kernels lie channels last where a run lays them so, with
+--compile a compiled one; the others have the network as PyTorch stores it. Of the rate and MiB are
+those of bench_attacks. The guess and radius of the first image are shown, for each draws noise of
+its own.
 
 `--cohen` names core.py of https://github.com/locuslab/smoothing, whose device is changed as it is
 read; it is left out where no file is named, and so is ART where it is not installed. Both ask
@@ -110,6 +111,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--root", help="folder of MNIST or CIFAR-10; without it, small digits")
     options = form.parse_args(arguments)
     require_clock(form, options)
+    if options.cohen is not None and not options.cohen.is_file():
+        form.error(f"--cohen: {options.cohen} is no file. Name the core.py of the authors.")
     if options.noise != "gaussian" and options.cohen:
         form.error("the authors' code knows Gaussian noise only. Leave out --cohen.")
     return options
@@ -159,9 +162,7 @@ def bare(target: Subject, options: argparse.Namespace) -> Run:
 
 
 def ours(target: Subject, options: argparse.Namespace) -> Run:
-    model = target.model
-    if options.compile is not None:
-        model = as_in_a_run(model, target.x, options.compile)
+    model = as_in_a_run(target.model, target.x, options.compile)
     smoothed = Smoothed(model, 10, options.sigma, options.batch, NOISES[options.noise])
     seeds = range(len(target.x))
 

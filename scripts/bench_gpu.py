@@ -1,7 +1,8 @@
-"""All that a GPU is measured on, in ten minutes, into docs/benchmarks.md.
+"""Training, attacks and certificates on a GPU, in ten minutes, into docs/benchmarks.md.
 
     python scripts/bench_gpu.py            # or make bench-gpu
     python scripts/bench_gpu.py --smoke    # the same commands on a processor, tiny, to the terminal
+    python scripts/bench_gpu.py --checkout fast_adversarial --root DATA    # four minutes more
 
 Each line of the plan is a command of one of the scripts beside this one, in a process of its own,
 so that none sees the memory of another. Of the time that is left each may take the share that it is
@@ -9,6 +10,12 @@ expected to need of all that are to come, so that a late one takes nothing from 
 spares is theirs. One that fails or runs out of time is told in its place, the others run, and the
 exit code is 1 in the end. The page is written after each: stopped by Ctrl-C, it has those that were
 done. Without a GPU nothing is written, and the exit code is 1.
+
+Whole trainings beside a released loop, and the time to a robust accuracy, are measured only where
+--checkout and --root tell where that loop and MNIST are. Other libraries are those of the extra
+`bench`, which make installs into .venv-bench; one that is missing is told on the page. Not among
+the commands are bench_runner.py and bench_sweeps.py, whose figures are those of a processor,
+bench_lwta.py, which takes --device by itself, and certificates by the authors' code.
 """
 
 import argparse
@@ -22,6 +29,7 @@ from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
+import bench_released
 import torch
 from benchmark import machine
 
@@ -53,7 +61,7 @@ IMAGES = "--images 40 --n 1000"  # in one call, as evaluations have it: one size
 PLAN = (  # what compiles for long comes last
     Job(40, f"bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 {STEPS}"),
     Job(
-        30,
+        45,
         "bench_attacks.py --model resnet18 --batch 512 --precision bf16 --rounds 3 "
         "--attacks pgd,apgd",
     ),
@@ -73,7 +81,7 @@ PLAN = (  # what compiles for long comes last
         "--compile reduce-overhead --defenses pgd_at",
     ),
     Job(
-        140,
+        125,
         "bench_training.py --model resnet18 --batch 512 --precision bf16 --rounds 3 --compile true "
         f"{STEPS}",
     ),
@@ -115,6 +123,15 @@ SMOKE = (
         "--compile true",
     ),
 )
+REACH = "--methods fgsm --reach 70"
+RELEASED = (  # most of the seconds for the starts of twelve programs
+    Job(240, f"bench_released.py --images 20000 --epochs 4,8,12 --rounds 2 {REACH}"),
+    Job(3, f"bench_released.py --images 200 --judged 20 --epochs 1 --rounds 1 {REACH}"),  # smoke
+)
+LEFT_OUT = (
+    "Not among the commands: `bench_runner.py` and `bench_sweeps.py`, whose figures are those of a "
+    "processor; `bench_lwta.py --device cuda`; certificates by the authors' code (`--cohen`)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -125,10 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     form.add_argument(
         "--page", type=Path, default=PAGE, help="the page that is written, a new one if need be"
     )
+    form.add_argument("--checkout", help="of locuslab/fast_adversarial: trainings beside it, too")
+    form.add_argument("--root", help="the folder with MNIST, for these")
     options = form.parse_args(arguments)
+    if (options.checkout is None) != (options.root is None):
+        form.error(
+            "--checkout and --root go together: a released loop, and the MNIST it trains on."
+        )
+    extra = released(options)
+    budget = BUDGET + sum(job.seconds for job in extra)
     parts = []
     if options.smoke:
-        for part in measured(SMOKE, "cpu"):
+        for part in measured((*SMOKE, *extra), "cpu", budget):
             parts.append(part)
             print(part.text, end="\n\n", flush=True)
     else:
@@ -137,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "bench_gpu: no CUDA device is here, so nothing was measured or written."
             )
         page = options.page.read_text(encoding="utf-8") if options.page.exists() else ""
-        top = header()
-        for part in measured(PLAN, "cuda"):
+        top = header(left_out=not extra)
+        for part in measured((*PLAN, *extra), "cuda", budget):
             parts.append(part)
             write_text(options.page, put(page, "\n\n".join([top, *(one.text for one in parts)])))
         print(options.page)
@@ -147,17 +172,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(f"bench_gpu: {broken} of {len(parts)} commands did not come to their end.")
 
 
-def header() -> str:
+def released(options: argparse.Namespace) -> tuple[Job, ...]:
+    """Whole trainings beside the loop of `--checkout`, where it is given."""
+    if options.checkout is None:
+        return ()
+    where = shlex.join(["--checkout", options.checkout, "--root", options.root])
+    seconds, line = RELEASED[options.smoke]
+    job = Job(seconds, f"{line} {where}")
+    bench_released.parse(shlex.split(job.line)[1:])  # else a wrong folder is told in ten minutes
+    return (job,)
+
+
+def header(*, left_out: bool) -> str:
+    """What the figures depend on and what is not among them; `left_out`: nor is a released loop."""
     device = torch.device("cuda")
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     versions += f", cuDNN {torch.backends.cudnn.version()}"
-    return f"{date.today()}, {machine(device)}, {memory:.0f} GiB; {versions}. By `make bench-gpu`."
+    top = f"{date.today()}, {machine(device)}, {memory:.0f} GiB; {versions}. By `make bench-gpu`."
+    other = "; a released loop (`bench_gpu.py --checkout ... --root ...`)" if left_out else ""
+    return f"{top}\n\n{LEFT_OUT}{other}."
 
 
-def measured(plan: Sequence[Job], device: str) -> Iterator[Part]:
-    """Of each command itself and its table, or why there is none."""
-    end = time.monotonic() + BUDGET
+def measured(plan: Sequence[Job], device: str, budget: float = BUDGET) -> Iterator[Part]:
+    """Of each command itself and its table, or why there is none, in `budget` seconds."""
+    end = time.monotonic() + budget
     for number, (seconds, line) in enumerate(plan):
         script, *given = [*shlex.split(line), "--device", device, "--markdown"]
         command = f"python scripts/{line} --device {device} --markdown"
@@ -185,10 +224,11 @@ def _text(output: bytes | str | None) -> str:
 
 
 def tables(output: str) -> str:
-    """The rows of Markdown in what a script printed, and the rate that it measured."""
+    """Of what a script printed: what it skipped, its rates, its rows and what it told after."""
     lines = output.splitlines()
-    rates = [line for line in lines if line.startswith("matrix rate")]
-    return "\n".join([*rates, *([""] if rates else []), *(x for x in lines if x.startswith("|"))])
+    first = next((at for at, line in enumerate(lines) if line.startswith("|")), len(lines))
+    told = [line for line in lines[:first] if line.startswith(("skipped:", "matrix rate"))]
+    return "\n\n".join([*told, "\n".join(lines[first:])]).strip()
 
 
 def put(page: str, section: str) -> str:

@@ -13,7 +13,16 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from benchmark import CLOCKS, Table, count, heading, interleaved, ratio, require_clock
+from benchmark import (
+    CLOCKS,
+    Table,
+    chosen_device,
+    count,
+    heading,
+    interleaved,
+    ratio,
+    require_clock,
+)
 from torch import Tensor, nn
 
 from advtrain.memory import keep_freed
@@ -39,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     keep_freed()
     torch.set_num_threads(options.threads)
+    chosen_device(options)
     heading(options, f"batch {options.batch}, {options.competitors} competitors")
     table = Table(COLUMNS, markdown=options.markdown)
     for name in options.models:
@@ -56,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     form.add_argument("--rounds", type=count, default=11)
     form.add_argument("--threads", type=count, default=1)
     form.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: this process alone")
-    form.add_argument("--device", default="cpu")
+    form.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     form.add_argument("--compile", action="store_true", help="both networks, by torch.compile")
     form.add_argument("--channels-last", action="store_true", help="weights and images so")
     form.add_argument("--markdown", action="store_true")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from benchmark import one_sentence
 from torch import Tensor, nn
 
 from advtrain import checkpoints
@@ -71,7 +72,8 @@ def subject(
 ) -> Subject:
     """The network `name` in evaluation mode, and the first `batch` images of a test split.
 
-    Both on `device`, where a brief training is made, too.
+    Both on `device`, where a brief training is made, too. SystemExit: weights or images are not to
+    be had.
 
     Radii on the small digits are half of the usual ones, lest nothing stands.
     """
@@ -82,7 +84,7 @@ def subject(
     train, test, source = _digits(kind.shape) if root is None else _published(name, root)
     x, y = (each.to(device) for each in test)
     if batch > len(x):
-        raise SystemExit(f"--batch is {batch}; the test split of {source} has {len(x)} images.")
+        raise SystemExit(f"{batch} images are asked for; the test split of {source} has {len(x)}.")
     if checkpoint is None:
         _train(model, *(each.to(device) for each in train), eps["linf"], kind.updates)
         trained = f"{kind.updates} updates" if kind.updates else "as initialised"
@@ -107,7 +109,8 @@ def _digits(shape: tuple[int, int, int]) -> tuple[Split, Split, str]:
 
 def _published(name: str, root: str) -> tuple[Split, Split, str]:
     source = readers.mnist() if name == "mnist_cnn" else readers.cifar10()
-    train, test, _ = readers.read(source, root, False)
+    with one_sentence():
+        train, test, _ = readers.read(source, root, False)
     (x, y), (x_test, y_test) = train, test
     return (x[:4000] / 255, y[:4000]), (x_test[:4000] / 255, y_test[:4000]), source.name
 
@@ -130,7 +133,8 @@ def _train(model: nn.Module, x: Tensor, y: Tensor, eps: float, updates: int) -> 
 
 def _load(model: nn.Module, path: Path) -> None:
     """Weights by name, or in their order where the names are another code's."""
-    tensors, own = checkpoints.weights(checkpoints.load(path), path), model.state_dict()
-    if not own.keys() & tensors.keys() and len(own) == len(tensors):
-        tensors = dict(zip(own, tensors.values(), strict=True))
-    checkpoints.restore(model, tensors, path)
+    with one_sentence():
+        tensors, own = checkpoints.weights(checkpoints.load(path), path), model.state_dict()
+        if not own.keys() & tensors.keys() and len(own) == len(tensors):
+            tensors = dict(zip(own, tensors.values(), strict=True))
+        checkpoints.restore(model, tensors, path)

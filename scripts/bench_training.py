@@ -6,9 +6,10 @@ The passes of a step are written down as the method makes them: forward alone, f
 the images with frozen weights, or forward and back to the weights. The bare loop makes them again,
 in that order and at those batch sizes, then takes the same optimizer's step; it crafts nothing,
 logs nothing and averages nothing. It is in float32 whatever the method computes in, its network
-stored as PyTorch stores it. The last column is beside a bare loop that also draws the random
-numbers that the method draws, by the same calls of PyTorch, and throws them away; empty where it
-draws none. All take turns. Every method is the one of its YAML, on random images.
+stored as PyTorch stores it. On a GPU there is one with convolutions in TF32, too, as PyTorch has
+them for those who set nothing. `of one that draws` is beside a bare loop in float32 that also draws
+the random numbers that the method draws, by the same calls of PyTorch, and throws them away; empty
+where it draws none. All take turns. Every method is the one of its YAML, on random images.
 
 Units: forward 1, back to the images 1, to the weights 2. Of the rate: the FLOP of all units over
 those that square matrix products of this device make in the same time, in the same precision. MiB:
@@ -31,6 +32,7 @@ from bench_subject import KINDS
 from benchmark import (
     Table,
     add_options,
+    beside_tf32,
     chosen_device,
     count,
     flop,
@@ -69,10 +71,14 @@ COLUMNS = {
     "of the bare loop": 20,
     "of one that draws": 20,
 }
+OF_TF32 = {"of the bare loop, TF32": 21}  # on a GPU
 EPOCH = 50_000  # images, as CIFAR has them for training
 LAYERS = (nn.Conv2d, nn.Linear)
-CONDITIONAL = {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"}
-"""What stands in for a network where the method asks for a conditional one."""
+STAND_INS = {
+    "oat": {"mnist_cnn": "oat_small_cnn", "resnet18": "oat_resnet34"},
+    "lwta": {"mnist_cnn": "lwta_mnist_cnn"},
+}
+"""What stands in for a network where the method asks for one of a kind."""
 NOW = Moment(step=101, epoch=1.01, progress=0.505, batch=1)  # GAT and NuAT guide their attack here
 
 
@@ -132,9 +138,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     rate = told_rate(device, options.precision, options.clock)
-    table = Table(COLUMNS, markdown=options.markdown)
+    table = Table(columns(device), markdown=options.markdown)
     for name in options.defenses:
         table.add(measure(name, options, rate))
+
+
+def columns(device: torch.device) -> dict[str, int]:
+    return COLUMNS | (OF_TF32 if device.type == "cuda" else {})
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -158,16 +168,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def measure(name: str, options: argparse.Namespace, rate: float) -> list[str]:
     """The row of one method; of one that refuses this network, why."""
-    step = prepared(name, options)
+    device = torch.device(options.device)
     try:
+        step = prepared(name, options)
         with recorded(step.state.model) as (passes, draws):
             step()
     except ValueError as error:
-        return [name, str(error).split(". ")[0], *[""] * (len(COLUMNS) - 2)]
-    runs: dict[str, Callable[[], None]] = {name: step, "bare": bare(step, passes)}
+        return [name, str(error).split(". ")[0], *[""] * (len(columns(device)) - 2)]
+    loops = beside_tf32("bare", bare(step, passes), device)
+    runs: dict[str, Callable[[], None]] = {name: step, **loops}
     if draws:
         runs["drawing"] = bare(step, passes, draws)
-    device, images = torch.device(options.device), len(step.x)
+    images = len(step.x)
     units = sum(each.units for each in passes)
     of_passes = sum(each.units * each.images for each in passes)
     floor = of_passes * flop_of(step, passes[0]) / rate
@@ -188,6 +200,7 @@ def measure(name: str, options: argparse.Namespace, rate: float) -> list[str]:
         f"{height / 2**20:.0f}",
         str(ratio(seconds[name], seconds["bare"])),
         str(ratio(seconds[name], seconds["drawing"])) if draws else "",
+        *(str(ratio(seconds[name], seconds[other])) for other in loops if other != "bare"),
     ]
 
 
@@ -198,10 +211,13 @@ def flop_of(step: Step, first: Pass) -> int:
 
 
 def prepared(name: str, options: argparse.Namespace) -> Step:
-    """A step of `defense=name` on this network, with the optimizer that it comes with."""
+    """A step of `defense=name` on this network, with the optimizer that it comes with.
+
+    ValueError: the method is not for such a network.
+    """
     kind = KINDS[options.model]
     dataset = "mnist" if options.model == "mnist_cnn" else "cifar10"
-    own = CONDITIONAL.get(options.model, options.model) if name == "oat" else options.model
+    own = STAND_INS.get(name, {}).get(options.model, options.model)
     overrides = [f"defense={name}", f"dataset={dataset}", f"model={own}"]
     with composed([*overrides, f"attack.steps={options.steps}"]) as composition:
         config = plain(ours(composition))
@@ -212,6 +228,7 @@ def prepared(name: str, options: argparse.Namespace) -> Step:
     channels_last(model, kind.shape)  # as `make_model` does
     optimizer = make(config["optimizer"], model.parameters(), path="optimizer")
     defense = build(config["defense"], path="defense")
+    defense.requires(model)
     state = TrainState(model.train(), optimizer, Last(model, 1), defense)
     method = Method(build(config["descent"], path="descent"), {}, {}, seed=0)
     x = torch.rand((options.batch, *kind.shape), device=options.device)

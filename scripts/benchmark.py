@@ -12,9 +12,11 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import date
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from advtrain.channels import channels_last
+from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError
+from advtrain.data.errors import DataError
 from advtrain.footprint import Height
 from advtrain.precision import full_precision, is_low
 from advtrain.programs import at_rest, compiled
@@ -37,7 +41,7 @@ SHORTEST = 0.03  # seconds; what takes less is repeated within its turn
 
 class Pass(NamedTuple):
     """One call of a network: how many images, whether a gradient was taken back to them, and in
-    what precision, fp32 or bf16."""
+    what precision, fp32, bf16 or tf32."""
 
     images: int
     backward: bool
@@ -136,6 +140,29 @@ def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], N
     return run
 
 
+def beside_tf32(
+    name: str, run: Callable[[], None], device: torch.device
+) -> dict[str, Callable[[], None]]:
+    """A bare loop in float32 under `name`; on a GPU under `name, TF32`, too, by PyTorch's defaults.
+
+    These have convolutions in TF32 and all else in float32, so that is what a loop of somebody who
+    sets nothing costs.
+    """
+    runs = {name: run}
+    if device.type == "cuda":
+        runs[f"{name}, TF32"] = partial(_in_tf32, run)
+    return runs
+
+
+def _in_tf32(run: Callable[[], None]) -> None:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        run()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def interleaved(
     contestants: Mapping[str, Callable[[], object]],
     *,
@@ -197,11 +224,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, clock: str) -> float:
 
 
 def told_rate(device: torch.device, precision: str, clock: str) -> float:
-    """`matrix_rate` in a precision of the program, printed.
-
-    In fp32 without TF32 only where the caller turned that off.
-    """
-    rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock)
+    """`matrix_rate` in fp32, bf16 or tf32, printed."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    try:
+        rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32, clock)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
     print(f"matrix rate in {precision}: {rate / 1e12:.2f} TFLOP/s", end="\n\n", flush=True)
     return rate
 
@@ -263,19 +292,26 @@ def chosen_device(options: argparse.Namespace) -> torch.device:
     SystemExit: it is not here, or not able.
     """
     precision = getattr(options, "precision", "fp32")
-    try:
+    with one_sentence():
         device = choose_device(options.device)
         require_able(device, precision, options.compile or False)
-    except ConfigError as error:
-        raise SystemExit(str(error)) from error
     options.device = str(device)
     return device
 
 
-def as_in_a_run(model: nn.Module, x: Tensor, choice: str) -> nn.Module:
-    """A compiled copy of `model` for images like `x`, made as a run makes its network."""
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """What is wrong with a device, data or weights that were named, without a traceback."""
+    try:
+        yield
+    except (CheckpointError, ConfigError, DataError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def as_in_a_run(model: nn.Module, x: Tensor, choice: str | None) -> nn.Module:
+    """A copy of `model` for images like `x`, laid and, if so chosen, compiled as in a run."""
     copy = channels_last(deepcopy(model), tuple(x.shape[1:]))
-    return compiled(copy, graphs=choice == "reduce-overhead")
+    return copy if choice is None else compiled(copy, graphs=choice == "reduce-overhead")
 
 
 def heading(

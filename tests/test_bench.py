@@ -31,6 +31,7 @@ import benchmark
 
 from advtrain import programs, runs
 from advtrain.data import readers
+from advtrain.models import lwta
 from advtrain.precision import full_precision, low_precision
 
 
@@ -264,13 +265,13 @@ def test_what_was_measured_is_on_the_page_when_the_rest_is_interrupted(
         return subprocess.CompletedProcess(command, 0, "| a | b |\n", "")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench_gpu, "header", lambda: "head")
+    monkeypatch.setattr(bench_gpu, "header", lambda left_out: f"head {left_out}")
     monkeypatch.setattr(bench_gpu, "PLAN", PLAN[::-1])
     monkeypatch.setattr(bench_gpu.subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         bench_gpu.main(["--page", str(page)])
     assert page.read_text().startswith(
-        "# Title\n\n## On a GPU\n\nhead\n\n```\npython scripts/good.py"
+        "# Title\n\n## On a GPU\n\nhead True\n\n```\npython scripts/good.py"
     )
     assert page.read_text().count("| a | b |") == 2
 
@@ -284,12 +285,53 @@ def test_a_plan_that_did_not_come_to_its_end_ends_the_command_with_1(
     assert capsys.readouterr().out.count("```") == 6
 
 
+def test_the_page_keeps_what_a_script_skipped_and_what_it_told_after_its_table() -> None:
+    printed = "today\nskipped: art is not installed\n\nmatrix rate in fp32: 1 TFLOP/s\n\n"
+    assert bench_gpu.tables(f"{printed}| a |\n| 1 |\n\nfgsm: to 70 %: ours 1 s\n") == (
+        "skipped: art is not installed\n\nmatrix rate in fp32: 1 TFLOP/s\n\n"
+        "| a |\n| 1 |\n\nfgsm: to 70 %: ours 1 s"
+    )
+    assert bench_gpu.tables("today\nmatrix rate in fp32: 1\n") == "matrix rate in fp32: 1"
+
+
+def test_a_released_loop_is_run_last_where_it_is_named_and_takes_time_of_its_own(
+    commands: list[tuple[list[str], float]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "train_mnist.py").touch()
+    monkeypatch.setattr(bench_gpu, "SMOKE", PLAN[2:])
+    bench_gpu.main(["--smoke", "--checkout", str(tmp_path), "--root", "my data"])
+    (good, _), (command, given) = commands
+    assert good[1].endswith("good.py") and command[1].endswith("bench_released.py")
+    assert given == pytest.approx(bench_gpu.BUDGET + bench_gpu.RELEASED[1].seconds - 10)
+    options = bench_released.parse(command[2:])
+    assert (options.checkout, options.root, options.reach) == (tmp_path, "my data", 70)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--checkout nowhere", "--checkout and --root go together"),
+        ("--checkout nowhere --root DATA", "no MNIST/train_mnist.py is there"),
+    ],
+)
+def test_a_released_loop_that_is_not_there_is_told_at_once(
+    options: str, told: str, commands: list[tuple[list[str], float]], capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        bench_gpu.main(["--smoke", *options.split()])
+    assert told in capsys.readouterr().err and not commands
+
+
 def test_every_command_of_the_plans_is_one_of_its_script_and_the_plan_fits_its_time() -> None:
     scripts = {
         "bench_training.py": bench_training,
         "bench_attacks.py": bench_attacks,
         "bench_certification.py": bench_certification,
     }
+    assert [job.line.split()[0] for job in bench_gpu.RELEASED] == ["bench_released.py"] * 2
+    _, brief = bench_gpu.RELEASED  # leaves the others of its plan enough to start in
+    assert brief.seconds < sum(job.seconds for job in bench_gpu.SMOKE)
     for job in (*bench_gpu.PLAN, *bench_gpu.SMOKE):
         script, *given = shlex.split(job.line)
         scripts[script].parse([*given, "--device", "cuda", "--markdown"])
@@ -306,6 +348,98 @@ def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(ca
     per_second, epoch, share, height = (float(cell) for cell in row[4:8])
     assert per_second * epoch == pytest.approx(50_000, rel=0.1)
     assert 0 < share < 2 and height > 0
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: Any) -> list[tuple[nn.Module, bool]]:
+    """Bare loops as on a GPU, here; which convolutions then ran, and whether they might in TF32."""
+    seen: list[tuple[nn.Module, bool]] = []
+    convolve = nn.Conv2d.forward
+
+    def watched(layer: nn.Conv2d, x: Any) -> Any:
+        seen.append((layer, torch.backends.cudnn.allow_tf32))
+        return convolve(layer, x)
+
+    def beside(name: str, run: Any, device: torch.device) -> Any:
+        return benchmark.beside_tf32(name, run, torch.device("cuda"))
+
+    monkeypatch.setattr(nn.Conv2d, "forward", watched)
+    for script in (bench_training, bench_attacks):
+        monkeypatch.setattr(script, "beside_tf32", beside)
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    return seen
+
+
+def test_on_a_gpu_a_training_step_is_beside_a_loop_in_tf32_too(
+    on_a_gpu: list[tuple[nn.Module, bool]],
+) -> None:
+    options = bench_training.parse(["--batch=4", "--steps=2", "--rounds=1"])
+    row = bench_training.measure("fgsm_at", options, 1e12)
+    given = bench_training.columns(torch.device("cuda"))
+    (of_tf32,) = bench_training.OF_TF32
+    assert len(row) == len(given) and list(given)[-1] == of_tf32
+    assert " to " in row[-1]
+    slow, fast = ({layer for layer, on in on_a_gpu if on == choice} for choice in (False, True))
+    assert fast and fast < slow  # only the loop's network, which has its turn in float32, too
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_on_a_gpu_an_attack_has_a_limit_in_tf32_too(
+    on_a_gpu: list[tuple[nn.Module, bool]], monkeypatch: Any
+) -> None:
+    options = bench_attacks.parse(["--batch=4", "--steps=2", "--rounds=1"])
+    kind = bench_subject.KINDS["mnist_cnn"]._replace(updates=0)
+    monkeypatch.setitem(bench_subject.KINDS, "mnist_cnn", kind)
+    target = bench_subject.subject("mnist_cnn", 4, None, None)
+    rates = {"fp32": 1e6, "tf32": 1e9}
+    rows = list(bench_attacks.compare("fgsm", target, target.model, [], options, rates))
+    assert [row[1] for row in rows] == ["limit", "limit, TF32", "ours", "ours, as is"]
+    share = {row[1]: float(row[7]) for row in rows}
+    assert share["limit"] > 100 * share["limit, TF32"]  # each against the rate of its own kind
+    slow, fast = ({layer for layer, on in on_a_gpu if on == choice} for choice in (False, True))
+    assert fast and fast < slow and not torch.backends.cudnn.allow_tf32
+
+
+def test_a_loop_in_tf32_puts_the_flag_back_when_it_fails() -> None:
+    def run() -> None:
+        assert torch.backends.cudnn.allow_tf32
+        raise KeyboardInterrupt
+
+    assert list(benchmark.beside_tf32("bare", run, torch.device("cpu"))) == ["bare"]
+    loops = benchmark.beside_tf32("bare", run, torch.device("cuda"))
+    with pytest.raises(KeyboardInterrupt):
+        loops["bare, TF32"]()
+    assert loops["bare"] is run and not torch.backends.cudnn.allow_tf32
+
+
+def test_the_rate_of_tf32_is_that_of_products_in_it(monkeypatch: Any, capsys: Any) -> None:
+    def rate(device: Any, dtype: torch.dtype, clock: str) -> float:
+        return 2e12 if torch.backends.cuda.matmul.allow_tf32 else 1e12
+
+    monkeypatch.setattr(benchmark, "matrix_rate", rate)
+    for precision, found in (("tf32", 2e12), ("fp32", 1e12)):
+        assert benchmark.told_rate(torch.device("cpu"), precision, "wall") == found
+    assert "matrix rate in tf32: 2.00" in capsys.readouterr().out
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_methods_that_a_network_is_not_made_for_leave_the_rows_after_them(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(benchmark, "SHORTEST", 1e-9)
+    monkeypatch.setattr(bench_training, "STAND_INS", {})
+    options = "--batch 2 --rounds 1 --defenses oat,lwta,linear_exact,standard --markdown"
+    bench_training.main(options.split())
+    oat, winner, linear, standard = rows_of(capsys.readouterr().out)
+    assert oat[1].startswith("oat trains one network for every lambda")
+    assert winner[1].startswith("lwta trains networks with winner-takes-all layers")
+    assert len(linear) == 2 and standard[1] == "1 F+weights"
+
+
+def test_winner_takes_all_trains_a_network_that_has_it() -> None:
+    options = bench_training.parse(["--batch=2", "--steps=1"])
+    model = bench_training.prepared("lwta", options).state.model
+    assert lwta.layers(model)
 
 
 def test_attacks_run_on_a_compiled_copy_with_the_passes_of_the_plain_one(
@@ -345,6 +479,26 @@ def test_certificates_run_on_a_compiled_copy_beside_the_plain_loop(
     assert bench_certification.ours(given, fast)() == plain and counter.frame_count == 1
     bench_certification.bare(given, fast)()
     assert counter.frame_count == 1 and model._compiled_call_impl is None
+
+
+def test_certificates_run_on_kernels_as_a_run_lays_them() -> None:
+    """Without --compile, too; the bare loop has the network as it is."""
+    laid: list[bool] = []
+
+    def seen(layer: nn.Module, given: Any, maps: Any) -> None:
+        laid.append(layer.weight.is_contiguous(memory_format=torch.channels_last))
+
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 16, 3)
+    model = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    first.register_forward_hook(seen)
+    given = bench_subject.Subject(model, torch.rand(2, 3, 8, 8), torch.zeros(2), {}, "")
+    options = bench_certification.parse(["--images=2", "--n0=8", "--n=16", "--batch=16"])
+    ours, bare = bench_certification.ours(given, options), bench_certification.bare(given, options)
+    for run, last in ((ours, True), (bare, False)):
+        laid.clear()
+        run()
+        assert set(laid) == {last}
 
 
 def test_float32_rows_are_held_against_the_rate_of_float32(monkeypatch: Any) -> None:
@@ -400,6 +554,46 @@ def test_what_the_device_cannot_do_is_one_message(options: str, told: str, capsy
     for script in (bench_attacks, bench_certification, bench_training):
         with pytest.raises(SystemExit, match=told):
             script.main(options.split())
+
+
+def test_winner_takes_all_on_a_device_that_is_not_here_is_one_message() -> None:
+    with pytest.raises(SystemExit, match="CUDA devices are here"):
+        bench_lwta.main(["--device", "cuda:99"])
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("--checkpoint nosuch.pth", "nosuch.pth"),
+        ("--root nosuch", "nosuch"),
+        ("--checkpoint empty.pth", "empty.pth"),
+    ],
+)
+def test_weights_and_images_that_are_not_to_be_had_are_one_message(
+    options: str, told: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.pth").touch()
+    for script in (bench_attacks, bench_certification):
+        with pytest.raises(SystemExit, match=told) as stopped:
+            script.main(options.split())
+        assert isinstance(stopped.value.code, str) and "\n" not in stopped.value.code
+    with pytest.raises(SystemExit, match="nosuch"):
+        bench_subject.subject("resnet18", 4, "nosuch", None)
+
+
+def test_code_of_others_that_is_no_file_is_one_message(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        bench_certification.main(["--cohen", "nosuch.py"])
+    assert "--cohen: nosuch.py is no file" in capsys.readouterr().err
+
+
+def test_released_trainings_without_their_data_are_one_message(tmp_path: Path) -> None:
+    (tmp_path / "MNIST").mkdir()
+    (tmp_path / "MNIST" / "train_mnist.py").touch()
+    root = str(tmp_path / "nosuch")
+    with pytest.raises(SystemExit, match="nosuch"):
+        bench_released.main(["--checkout", str(tmp_path), "--root", root, "--device", "cpu"])
 
 
 def schedules(*each: tuple[int, float, float]) -> list[bench_released.Schedule]:
