@@ -12,8 +12,9 @@ ours run on a compiled copy instead, as evaluations do, and all others as before
 without it, and images that a program fills its batch up with are none.
 
 Of the rate: the FLOP of all passes over those that square matrix products of this device make in
-the same time, each pass in its own precision: FAB and Square stay in float32 under bf16. MiB: the
-height of memory in a run beyond what was there before, of the plain network on a processor.
+the same time, each pass in its own precision: under bf16 FAB stays in float32, and so does Square,
+on a GPU in TF32. MiB: the height of memory in a run beyond what was there before, of the plain
+network on a processor.
 """
 
 import argparse

@@ -31,7 +31,7 @@ from advtrain.checkpoints import CheckpointError
 from advtrain.config import ConfigError
 from advtrain.data.errors import DataError
 from advtrain.footprint import Height
-from advtrain.precision import full_precision, is_low
+from advtrain.precision import TENSOR_FLOAT, full_precision, inner
 from advtrain.programs import at_rest, compiled
 from advtrain.runs import choose_device, require_able
 
@@ -88,7 +88,7 @@ class Tape:
     def __call__(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
         number = len(self.calls)
-        self.calls.append((len(x), "bf16" if is_low(self.model) else "fp32"))
+        self.calls.append((len(x), precision_now(self.model, x.device)))
         if logits.requires_grad:
             logits.register_hook(lambda gradient: self.backward.add(number))
         return logits
@@ -111,6 +111,12 @@ class Taped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tape(x)
+
+
+def precision_now(model: nn.Module, device: torch.device) -> str:
+    """What a pass of `model` computes in; no processor has TF32."""
+    tensor_float = "tf32" if device.type == "cuda" else "fp32"
+    return {None: "fp32", TENSOR_FLOAT: tensor_float}.get(inner(model), "bf16")
 
 
 def limit(model: nn.Module, x: Tensor, passes: Sequence[Pass]) -> Callable[[], None]:

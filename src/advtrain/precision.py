@@ -11,6 +11,7 @@ is raised, the compiler can trace it, and copies get methods bound to themselves
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from types import MethodType
 from typing import Any, Literal
@@ -25,6 +26,9 @@ FLAG = "low_dtype"  # of a model: the dtype of its inner layers, or None for ful
 
 TENSOR_FLOAT = torch.float32
 """As that dtype: float32, of which a GPU rounds what convolutions multiply to TF32."""
+
+_given: ContextVar[bool | None] = ContextVar("given", default=None)
+"""Whether TF32 is allowed outside of `tensor_float`; None: this is outside."""
 
 
 def low_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
@@ -54,16 +58,23 @@ def low_precision(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.M
     return model
 
 
+def inner(model: nn.Module) -> torch.dtype | None:
+    """What inner layers of `model`, or of a network inside it, compute in; None: full precision."""
+    found = (getattr(part, FLAG, None) for part in model.modules())
+    return next((dtype for dtype in found if dtype is not None), None)
+
+
 def is_low(model: nn.Module) -> bool:
     """Whether `model`, or a network inside it, computes its inner layers in low precision now."""
-    return any(getattr(part, FLAG, None) is not None for part in model.modules())
+    return inner(model) is not None
 
 
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block `model` computes in float32, as every verdict must; others go on."""
     parts = [part for part in model.modules() if hasattr(part, FLAG)]
-    with _set(parts, None), _tensor_float(False):
+    given = _given.get()
+    with _set(parts, None), nullcontext() if given is None else _tensor_float(given):
         yield model
 
 
@@ -73,11 +84,20 @@ def tensor_float(model: nn.Module) -> Iterator[nn.Module]:
 
     There convolutions round what they multiply to ten binary digits and add up in float32, several
     times as fast as without, for searches that a rounded activation would lead astray. No verdict:
-    `is_low` holds still. What computes in full precision goes on.
+    `is_low` holds still, and `full_precision` within is as outside. What computes in full precision
+    goes on.
     """
     parts = [part for part in model.modules() if getattr(part, FLAG, None) is not None]
-    with _set(parts, TENSOR_FLOAT), _tensor_float(True) if parts else nullcontext():
+    if not parts:
         yield model
+        return
+    given = _given.get()
+    token = _given.set(torch.backends.cudnn.allow_tf32 if given is None else given)
+    try:
+        with _set(parts, TENSOR_FLOAT), _tensor_float(True):
+            yield model
+    finally:
+        _given.reset(token)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advtrain.portions import Room
-from advtrain.precision import is_low
+from advtrain.precision import inner
 from advtrain.types import Classifier
 
 
@@ -44,8 +44,8 @@ class Hurried(Room):
         if began > self.end:
             raise OutOfTime
         logits = super().ask(model, x)
-        low = isinstance(model, nn.Module) and is_low(model)
-        kind = id(model), x.shape, x.requires_grad, torch.is_grad_enabled(), low
+        dtype = inner(model) if isinstance(model, nn.Module) else None
+        kind = id(model), x.shape, x.requires_grad, torch.is_grad_enabled(), dtype
         if kind not in self.known:
             self.known.add(kind)
             self.end += time.perf_counter() - began
