@@ -164,7 +164,6 @@ def test_no_pass_is_made_twice_or_for_nobody(attack: Callable[..., Tensor]) -> N
         ({"weight": 0}, (5, 5)),
         ({"ramp": 0.0}, (5, 5)),
         ({"keep": "any"}, (7, 5)),
-        ({"restarts": 2}, (13, 10)),
     ):
         assert passes(attack, threat=Linf(0.1), steps=5, **keys) == expected, keys
 

@@ -80,6 +80,7 @@ def test_built_in_networks_keep_their_logits_and_gradients(name: str, untouched:
     fast = swift(model, images())
     assert fast is not model and norms(fast) == LEFT.get(name, 0)
     assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert not any(part.training for part in fast.modules())
     agree(fast, model, images(3, *SHAPE, seed=2))
     assert isinstance(fast, Network) and isinstance(model, Network)
     torch.testing.assert_close(fast.features(images()), model.features(images()), rtol=0, atol=1e-3)

@@ -152,7 +152,7 @@ def test_the_attack_widens_the_gap_and_stays_in_the_set(attack, objective):
 
 def test_adam_takes_the_steps_of_torchs_optimizer_between_projections():
     model, (x, y) = smooth(), batch()
-    threat, found = Linf(0.1), x.clone().requires_grad_()
+    threat, found = Linf(0.3), x.clone().requires_grad_()  # wide, or all steps end on its surface
     optimizer = torch.optim.Adam([found], lr=0.05, maximize=True)
     for _ in range(4):
         optimizer.zero_grad()

@@ -57,6 +57,7 @@ def swift(model: nn.Module, x: Tensor) -> nn.Module:
             if x.device.type == "cpu" and not is_low(fast):
                 _rectify(fast, joints)
                 _exchange(fast)
+            fast.eval()  # the layers that are new, too
             if agree(fast, deepcopy(model), x):
                 return fast
         except Exception:  # anyone's code may refuse a copy or a layout, with any error

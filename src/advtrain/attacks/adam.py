@@ -41,7 +41,7 @@ def adam_pgd(
         model,
         x,
         y,
-        lambda: moments(x),
+        moments,
         threat=threat,
         steps=steps,
         step_size=step_size,
@@ -54,7 +54,13 @@ def adam_pgd(
     )
 
 
-def moments(x: Tensor) -> Rule:
+def moments() -> Rule:
     """A rule that remembers: Adam's step at rate 1. Gradients that are not finite count as 0."""
-    adam = Adam(x, lr=1.0)
-    return lambda gradient: adam.step(-gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+    adam: Adam | None = None
+
+    def direction(gradient: Tensor) -> Tensor:
+        nonlocal adam
+        adam = adam or Adam(gradient, lr=1.0)
+        return adam.step(-gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
+
+    return direction

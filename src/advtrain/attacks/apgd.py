@@ -28,6 +28,7 @@ from advtrain.attacks.guard import guarded, modules_of
 from advtrain.attacks.pgd import evaluate
 from advtrain.attacks.survivors import (
     Found,
+    Noise,
     advance,
     fools,
     precise,
@@ -91,7 +92,7 @@ def apgd(
             f"{CLASSES[loss]}. Use loss={fitting}."
         )
     ranked = clean.scatter(1, y.unsqueeze(1), torch.inf).argsort(1, descending=True)
-    noise = _Noise(x, lambda: phases[0].noise(x, generator))
+    noise = Noise(x, lambda: phases[0].noise(x, generator))
     drop = eot == 1 and separable(model)
 
     def run(index: Tensor, number: Tensor) -> Found:
@@ -126,23 +127,6 @@ def _phases(threat: Threat, steps: int, warm_up: bool) -> list[Rule]:
         for radius, count in parts
         if count
     ]
-
-
-class _Noise:
-    """Noise for an example and a run: the same whoever else takes part; runs in their order."""
-
-    def __init__(self, x: Tensor, draw: Callable[[], Tensor]) -> None:
-        self.draw = draw
-        self.drawn = 0
-        self.latest = x
-
-    def __call__(self, index: Tensor, number: Tensor) -> Tensor:
-        rows = torch.empty_like(self.latest[index])
-        for run in number.unique().tolist():
-            while self.drawn <= run:
-                self.latest, self.drawn = self.draw(), self.drawn + 1
-            rows = torch.where(per_image(number == run, rows), self.latest[index], rows)
-        return rows
 
 
 class _Climb:

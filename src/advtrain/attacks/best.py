@@ -14,6 +14,7 @@ from torch import Tensor
 
 from advtrain import functional
 from advtrain.attacks.guard import modules_of
+from advtrain.attacks.survivors import precise
 from advtrain.precision import is_low
 from advtrain.rows import per_image
 from advtrain.types import Classifier
@@ -36,6 +37,7 @@ class Best:
     """The choice so far, `x`; the clean images before any offer. No host synchronisation."""
 
     def __init__(self, model: Classifier, x: Tensor, y: Tensor, *, targeted: bool) -> None:
+        self.model = model
         self.rounding = any(is_low(module) for module in modules_of(model))
         self.x = x
         self.y = y
@@ -48,9 +50,21 @@ class Best:
         if self.rounding:
             margin = functional.margin(logits, self.y)
             gain = (-margin if self.targeted else margin).where(logits.isfinite().all(1), -inf)
-        hit = (logits.argmax(1) == self.y) == self.targeted
-        fooled = hit & torch.isfinite(logits).all(1) & (not self.rounding)
+        fooled = self._fools(logits, self.y) & (not self.rounding)
         better = ~self.fooled & (fooled | (gain > self.gain))
         self.x = torch.where(per_image(better, x_adv), x_adv, self.x)
         self.gain = torch.where(better, gain, self.gain)
         self.fooled |= fooled
+
+    def certain(self) -> Tensor:
+        """Whether the choice fools the model in float32, (B,); in low precision it is asked."""
+        if not self.rounding:
+            return self.fooled
+        fooled, hits = self.fooled.clone(), (self.gain > 0).nonzero().squeeze(1)
+        if len(hits):
+            fooled[hits] = self._fools(precise(self.model, self.x[hits]), self.y[hits])
+        return fooled
+
+    def _fools(self, logits: Tensor, y: Tensor) -> Tensor:
+        hit = (logits.argmax(1) == y) == self.targeted
+        return hit & torch.isfinite(logits).all(1)

@@ -17,7 +17,7 @@ Differs: in the authors' code the distance is to p at the noisy start, here to p
 paper, computed once; and theirs evaluates the start outside the box, here it is projected first.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -27,12 +27,13 @@ from advtrain import functional
 from advtrain.attacks import pgd
 from advtrain.attacks.best import Best, Watched
 from advtrain.attacks.guard import guarded
+from advtrain.attacks.restarts import Rows, restarted
 from advtrain.draws import normal
 from advtrain.ranges import Count, NonNegative, Positive, Range, Unit, require
 from advtrain.types import Classifier, Gain, Threat
 
-Move = Callable[[Tensor, Tensor, float], Tensor]
-"""A point, the direction of steepest ascent there and a size to the next point."""
+Move = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""An image, a point, the direction of steepest ascent there and a size to the next point."""
 
 
 @guarded
@@ -63,7 +64,7 @@ def gama_pgd(
         model,
         x,
         y,
-        lambda x_adv, direction, size: pgd.step(x_adv, direction, size * threat.eps),
+        lambda x, x_adv, direction, size: pgd.step(x_adv, direction, size * threat.eps),
         threat=threat,
         sizes=_sizes(step, steps, drops, factor),
         weights=_weights(weight, steps, ramp),
@@ -99,7 +100,7 @@ def gama_fw(
         model,
         x,
         y,
-        lambda x_adv, direction, share: x_adv.lerp(pgd.step(x, direction, threat.eps), share),
+        lambda x, x_adv, direction, share: x_adv.lerp(pgd.step(x, direction, threat.eps), share),
         threat=threat,
         sizes=_sizes(gamma, steps, drops, factor),
         weights=_weights(weight, steps, ramp),
@@ -139,27 +140,32 @@ def _climb(
     keep: Literal["last", "any"],
     generator: Generator | None,
 ) -> Tensor:
-    """The loop of both. Points are compared by their margins, for the weight changes."""
-    require("restarts", restarts, Range(1))
-    if keep not in ("last", "any"):
-        raise ValueError(f"keep is {keep!r}; allowed are last and any.")
-    choosing = keep == "any" or restarts > 1
-    watched, best = Watched(model), Best(model, x, y, targeted=False)
-    project = threat.around(x)
+    """The runs of both. Points are compared by their margins, for the weight changes."""
+    watched = Watched(model)
     with torch.no_grad():
         clean = _probabilities(model(x)) if weights[0] > 0 else None
-    for _ in range(restarts):
-        noise = threat.steepest(normal(x, generator))
-        x_adv = project(pgd.step(x, noise, threat.eps))
-        for size, weight in zip(sizes, weights, strict=True):
-            _, gradient = pgd.evaluate(_gain(watched, y, clean, weight), x_adv)
-            if keep == "any":
-                best.offer(x_adv, _margin(watched.logits, y), watched.logits)
-            x_adv = project(move(x_adv, threat.steepest(gradient), size))
-        if choosing:
-            with torch.no_grad():
-                best.offer(x_adv, _margin(watched(x_adv), y), watched.logits)
-    return best.x if choosing else x_adv
+
+    def draw() -> Tensor:
+        return pgd.step(x, threat.steepest(normal(x, generator)), threat.eps)
+
+    def runs(rows: Rows, starts: Iterable[Tensor], best: Best | None) -> Tensor:
+        image, label, p = x[rows], y[rows], None if clean is None else clean[rows]
+        project = threat.around(image)
+        for start in starts:
+            x_adv = project(start)
+            for size, weight in zip(sizes, weights, strict=True):
+                _, gradient = pgd.evaluate(_gain(watched, label, p, weight), x_adv)
+                if best and keep == "any":
+                    best.offer(x_adv, _margin(watched.logits, label), watched.logits)
+                x_adv = project(move(image, x_adv, threat.steepest(gradient), size))
+            if best:
+                with torch.no_grad():
+                    best.offer(x_adv, _margin(watched(x_adv), label), watched.logits)
+        return x_adv
+
+    return restarted(
+        model, x, y, runs, draw, restarts=restarts, keep=keep, targeted=False, separate=True
+    )
 
 
 def _gain(model: Classifier, y: Tensor, clean: Tensor | None, weight: float) -> Gain:

@@ -6,6 +6,7 @@ model on its argument last; whether a point fools the model is read from those l
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,15 +164,28 @@ def _expected(
     return lambda x_adv: torch.stack([gain(x_adv) for _ in range(samples)]).mean(0)
 
 
+def separate(objective: Objective) -> bool:
+    """Whether the gain of an image needs its own logits and label alone, as far as is known.
+
+    True for cross_entropy, margin and dlr, and for their means over draws.
+    """
+    return _bare(objective) in (cross_entropy, margin, dlr)
+
+
+def _bare(objective: Objective) -> Any:
+    """What is ascended, without its configuration and without a mean over draws."""
+    bare: Any = objective
+    while isinstance(bare, partial):
+        bare = bare.keywords.get("objective", bare.func)
+    return bare
+
+
 def targeted(objective: Objective) -> Objective:
     """Descends instead, so that `y` is the label to reach.
 
     ValueError for dlr, kl_to_clean, linearity_gap, guided and away_from: no targeted form.
     """
-    bare = objective
-    while isinstance(bare, partial):
-        bare = bare.keywords.get("objective", bare.func)
-    if bare in (dlr, kl_to_clean, linearity_gap, linearity_gap_by_loss, _guided, _away):
+    if _bare(objective) in (dlr, kl_to_clean, linearity_gap, linearity_gap_by_loss, _guided, _away):
         raise ValueError(
             "targeted is true and the objective is dlr, kl_to_clean, linearity_gap or guided, "
             "whose descent does not lead to a label. Use cross_entropy or margin."

@@ -12,7 +12,8 @@ here the start is projected first. Losses are summed over the batch, so no gradi
 the batch's size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -21,8 +22,9 @@ from torch import Generator, Tensor
 from advtrain.attacks import starts
 from advtrain.attacks.best import Best, Watched
 from advtrain.attacks.guard import guarded
-from advtrain.attacks.objectives import cross_entropy
+from advtrain.attacks.objectives import cross_entropy, separate
 from advtrain.attacks.objectives import targeted as descending
+from advtrain.attacks.restarts import Rows, restarted
 from advtrain.draws import normal
 from advtrain.programs import program
 from advtrain.ranges import Count, NonNegative, Range, Unit, require
@@ -96,8 +98,9 @@ def pgd(
     """`steps` ascents of length `step_size` (pixel units), each projected to the set.
 
     keep `last` returns the last point of a run, as papers report; `any` chooses among all points
-    of the run, the start included, for one more forward pass. Restarts draw anew from `start`. Of
-    several candidates each example keeps the first that fools, else the one of highest gain.
+    of the run, the start included, for one more forward pass. Restarts draw anew from `start`, and
+    run for the examples that stand (see `restarts`). Of several candidates each example keeps the
+    first that fools, else the one of highest gain.
     ValueError: steps or restarts below 1, step_size not positive (0 is fine when eps is 0).
     """
     return climb(
@@ -133,34 +136,71 @@ def climb(
     keep: Literal["last", "any"],
     generator: Generator | None,
 ) -> Tensor:
-    """The loop of `pgd` and its kin; `rule()` is called at the beginning of each run.
+    """The runs of `pgd` and its kin; `rule()` is called at the beginning of each.
 
     Per run, `steps` forward and backward passes, and a forward pass if there is a choice to make.
     """
     require("steps", steps, Range(1))
-    require("restarts", restarts, Range(1))
     require("step_size", step_size, Range(0, open_low=threat.eps > 0))
-    if keep not in ("last", "any"):
-        raise ValueError(f"keep is {keep!r}; allowed are last and any.")
-    choosing = keep == "any" or restarts > 1
-    watched, best = Watched(model), Best(model, x, y, targeted=targeted)
-    bind = descending(objective) if targeted else objective
-    gain = bind(watched if choosing else model, x, y)
+    runs = partial(
+        _runs,
+        model,
+        x,
+        y,
+        rule,
+        threat=threat,
+        steps=steps,
+        step_size=step_size,
+        objective=descending(objective) if targeted else objective,
+        keep=keep,
+    )
+    return restarted(
+        model,
+        x,
+        y,
+        runs,
+        lambda: start(x, threat, generator=generator),
+        restarts=restarts,
+        keep=keep,
+        targeted=targeted,
+        separate=separate(objective),
+    )
+
+
+def _runs(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    rule: Callable[[], Rule],
+    rows: Rows,
+    points: Iterable[Tensor],
+    best: Best | None,
+    *,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    objective: Objective,
+    keep: Literal["last", "any"],
+) -> Tensor:
+    """The loop: a run for the images `rows` from each of `points`; see `restarts.Runs`."""
+    x, y, watched = x[rows], y[rows], Watched(model)
+    gain = objective(watched if best else model, x, y)
     project = threat.around(x)
     forward = ascent(model, step_size, x)
-    for _ in range(restarts):
-        x_adv, direction = project(start(x, threat, generator=generator)), rule()
+    for point in points:
+        x_adv, direction = project(point), rule()
         for _ in range(steps):
             if keep == "last":
                 x_adv = forward(x_adv, gain, direction, project)
                 continue
             value, gradient = evaluate(gain, x_adv)
+            assert best, "to keep any point is a choice"
             best.offer(x_adv, value, watched.logits)
             x_adv = project(step(x_adv, direction(gradient), step_size))
-        if choosing:
+        if best:
             with torch.no_grad():
                 best.offer(x_adv, gain(x_adv), watched.logits)
-    return best.x if choosing else x_adv
+    return x_adv
 
 
 def ascent(

@@ -6,6 +6,7 @@ may, and nobody is left out inside a run.
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -27,6 +28,14 @@ class Found(NamedTuple):
     fooled: Tensor
 
 
+class Rated(NamedTuple):
+    """The same, and how good a proposal is that does not fool, (B,): the higher the better."""
+
+    x_adv: Tensor
+    fooled: Tensor
+    gain: Tensor
+
+
 class State(Protocol):
     """A NamedTuple of tensors with one row per example; three of them are read here."""
 
@@ -46,6 +55,7 @@ class State(Protocol):
 S = TypeVar("S", bound=State)
 Run = Callable[[Tensor, Tensor], Found]
 """Takes indices of examples (B,) and the number of the run for each of them (B,)."""
+RatedRun = Callable[[Tensor, Tensor], Rated]
 
 
 def until_fooled(x: Tensor, fooled: Tensor, runs: int, run: Run) -> Tensor:
@@ -55,27 +65,61 @@ def until_fooled(x: Tensor, fooled: Tensor, runs: int, run: Run) -> Tensor:
     rows, those of the first run in front; when few stand, several runs of an example share a
     batch. Of the points that fool the first is kept; an example that stands keeps its last.
     """
-    size = len(x)
-    x_adv, fooled = x, fooled.clone()
+    return until_fooled_or_best(
+        x, fooled, runs, lambda index, number: Rated(*run(index, number), number.float())
+    )
+
+
+def until_fooled_or_best(x: Tensor, fooled: Tensor, runs: int, run: RatedRun) -> Tensor:
+    """As `until_fooled`, but an example that stands keeps the first of its points of highest gain.
+
+    A gain of -inf or NaN is below all others, and below that of the example as it is.
+    """
+    size, kept = len(x), Rated(x, fooled, torch.full(fooled.shape, -inf, device=x.device))
     waiting = torch.arange(runs * size, device=x.device)
     while len(waiting):
-        waiting = waiting[~fooled[waiting % size]]
+        waiting = waiting[~kept.fooled[waiting % size]]
         batch, waiting = waiting[:size], waiting[size:]
         if len(batch):
-            x_adv, fooled = _keep(x_adv, fooled, batch % size, run(batch % size, batch // size))
-    return x_adv
+            kept = _keep(kept, batch % size, run(batch % size, batch // size))
+    return kept.x_adv
 
 
-def _keep(x_adv: Tensor, fooled: Tensor, index: Tensor, found: Found) -> tuple[Tensor, Tensor]:
-    """The points and verdicts of all examples, after rows of the examples `index` were tried."""
-    rows = torch.arange(len(index), device=index.device)
-    first = torch.full_like(fooled, len(index), dtype=torch.int64)
-    first = first.scatter_reduce(0, index, rows.where(found.fooled, len(index)), "amin")
-    last = torch.full_like(first, -1).scatter_reduce(0, index, rows, "amax")
-    hit = first < len(index)
-    chosen = first.where(hit, last)
-    tried = per_image(chosen >= 0, x_adv)
-    return found.x_adv[chosen.clamp(min=0)].where(tried, x_adv), fooled | hit
+def _keep(kept: Rated, index: Tensor, found: Rated) -> Rated:
+    """The choice for all examples, after rows of the examples `index` were tried."""
+    gain = found.gain.nan_to_num(nan=-inf, neginf=-inf).where(~found.fooled, inf)  # inf: it fools
+    highest = torch.full_like(kept.gain, -inf, dtype=gain.dtype)
+    highest = highest.scatter_reduce(0, index, gain, "amax")
+    rows = torch.arange(len(index), device=index.device).where(gain == highest[index], len(index))
+    first = torch.full_like(kept.fooled, len(index) - 1, dtype=torch.int64)
+    first = first.scatter_reduce(0, index, rows, "amin")
+    better = highest > kept.gain
+    x_adv = found.x_adv[first].where(per_image(better, kept.x_adv), kept.x_adv)
+    return Rated(x_adv, kept.fooled | (highest == inf), highest.where(better, kept.gain))
+
+
+class Noise:
+    """What is drawn for an example and a run: the same whoever else takes part; runs in order.
+
+    `draw` draws for all the examples `x` (N, ...).
+    """
+
+    def __init__(self, x: Tensor, draw: Callable[[], Tensor]) -> None:
+        self.draw = draw
+        self.drawn = 0
+        self.latest = x
+
+    def __call__(self, index: Tensor, number: Tensor) -> Tensor:
+        rows = torch.empty_like(self.latest[index])
+        for run in number.unique().tolist():
+            self.draw_until(run + 1)
+            rows = torch.where(per_image(number == run, rows), self.latest[index], rows)
+        return rows
+
+    def draw_until(self, runs: int) -> None:
+        """Have the draws for so many runs behind."""
+        while self.drawn < runs:
+            self.latest, self.drawn = self.draw(), self.drawn + 1
 
 
 def advance(
