@@ -150,12 +150,14 @@ def climb(
     forward = ascent(model, step_size, x)
     for _ in range(restarts):
         x_adv, direction = project(start(x, threat, generator=generator)), rule()
+        whole = keep == "last" and direction == threat.steepest  # no program holds a memory
         for _ in range(steps):
-            if keep == "last":
+            if whole:
                 x_adv = forward(x_adv, gain, direction, project)
                 continue
             value, gradient = evaluate(gain, x_adv)
-            best.offer(x_adv, value, watched.logits)
+            if keep == "any":
+                best.offer(x_adv, value, watched.logits)
             x_adv = project(step(x_adv, direction(gradient), step_size))
         if choosing:
             with torch.no_grad():
