@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from advtrain.config import conf_dir, make, plain
 from advtrain.grid import composed, ours
@@ -17,6 +18,8 @@ META = torch.device("meta")
 SHAPE = (1, 8, 8)
 MODELS = {"oat": "oat_small_cnn", "lwta": "lwta_cnn"}
 LOOKS = {"linear_exact"}  # at each step, whether the network is a linear model still
+NUCLEAR = {"defense=nuat", "defense=nuat2", "defense=nuat_h", "defense=pgd_at attack=nuclear"}
+"""Methods that wait for eigenvalues."""
 
 
 def options(group: str) -> list[str]:
@@ -46,6 +49,24 @@ def no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "tensor", refused)
 
 
+class Decompositions(TorchDispatchMode):
+    """Notes those that look on the host whether they converged, but on the meta device do not."""
+
+    NAMES = ("_linalg_eigh", "_linalg_svd", "linalg_eig", "_linalg_check_errors")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, given: Any = (), keys: Any = None
+    ) -> Any:
+        name = operator.name().removeprefix("aten::")
+        if name in self.NAMES:
+            self.found.add(name)
+        return operator(*given, **(keys or {}))
+
+
 @pytest.mark.parametrize("line", LINES)
 @pytest.mark.usefixtures("no_copies")
 def test_no_step_reads_a_number_of_the_device(line: str) -> None:
@@ -63,10 +84,14 @@ def test_no_step_reads_a_number_of_the_device(line: str) -> None:
     method = Method(descent, penalties, rates={}, seed=0)
     x = torch.rand(16, *SHAPE, device=META)
     y = torch.randint(10, (16,), device=META)
+    found: set[str] = set()
     for index in (0, 101, 102):  # from the start, and with all that begins later
         now = Moment(index, index / 50, index / 200, last=dict(state.last), batch=index % 50)
-        state.last = train_step(state, x, y, now, method)
+        with Decompositions() as seen:
+            state.last = train_step(state, x, y, now, method)
+        found |= seen.found
     assert state.last["loss"].device == META
+    assert found == ({"_linalg_eigh"} if line in NUCLEAR else set())
 
 
 def test_a_step_that_reads_one_is_found(no_copies: None) -> None:
@@ -74,3 +99,7 @@ def test_a_step_that_reads_one_is_found(no_copies: None) -> None:
         float(torch.zeros((), device=META))
     with pytest.raises(AssertionError):
         torch.tensor([1.0], device=META)
+    with Decompositions() as seen:
+        for waits in (torch.linalg.svd, torch.linalg.eigvals, torch.linalg.inv):
+            waits(torch.eye(3, device=META))
+    assert seen.found == {"_linalg_svd", "linalg_eig", "_linalg_check_errors"}

@@ -18,7 +18,7 @@ def nuclear_norm(a: Tensor) -> Tensor:
 
     Its gradient is U V^T of the thin singular value decomposition, over singular values that are
     not 0: where `a` lacks full rank, the subgradient of least norm, and 0 where `a` is 0.
-    Differentiable once. On a GPU it waits for the device, as every decomposition in torch does.
+    Differentiable once. On a GPU it waits for the device: torch asks whether it converged.
     """
     norm: Tensor = _Nuclear.apply(a)
     return norm

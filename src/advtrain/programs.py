@@ -43,8 +43,8 @@ DYNAMOS = "The .grad attribute of a Tensor that is not a leaf"
 TENSOR_FLOAT = "TensorFloat32 tensor cores"
 """One by which inductor advises to round float32, which verdicts must not."""
 
-CAPTURING = "stream is capturing"
-"""What is said of an operation that a CUDA graph cannot hold, as eigh before torch 2.14."""
+WAITS = "aten::_linalg_eigh"
+"""An operation that no CUDA graph can hold. Inductor knows that by itself from torch 2.14 on."""
 
 _alive: WeakSet[nn.Module] = WeakSet()  # networks with compiled calls
 _resting: ContextVar[bool] = ContextVar("resting", default=False)
@@ -53,14 +53,17 @@ _resting: ContextVar[bool] = ContextVar("resting", default=False)
 def compiled(model: nn.Module, *, backend: Any = "inductor", graphs: bool = False) -> nn.Module:
     """`model`, in place with compiled calls; the same object. Copies of it are not compiled.
 
-    `graphs`: each program is recorded as a CUDA graph, too.
+    `graphs`: each program is recorded as a CUDA graph, too, in parts around what none can hold.
     """
-    dynamo, functorch = torch._dynamo.config, torch._functorch.config
+    dynamo, inductor = torch._dynamo.config, torch._inductor.config
+    functorch = torch._functorch.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
     functorch.force_non_lazy_backward_lowering = True  # so that errors come with the first call
     functorch.donated_buffer = False  # some attacks go back through a pass twice
     if hasattr(dynamo, GRADIENTS):
         setattr(dynamo, GRADIENTS, True)
+    if graphs and WAITS not in inductor.custom_should_partition_ops:
+        inductor.custom_should_partition_ops = [*inductor.custom_should_partition_ops, WAITS]
     for told in (DYNAMOS, TENSOR_FLOAT):
         warnings.filterwarnings("ignore", told)
     if _alive:
@@ -114,6 +117,8 @@ class Static:
         plain = self.model._call_impl
         if torch.compiler.is_compiling() or _resting.get() or not len(x):
             return plain(x, *more, **options)
+        if self.graphs:
+            x = _Kept.apply(x)
         told = [*more, *options.values()]
         if not all(isinstance(each, Condition) for each in told):
             self._tell_of_more()
@@ -183,6 +188,18 @@ class Static:
         logger.warning("compile: %s does not compile (%s) and runs as it is.", what, first[:200])
 
 
+class _Kept(torch.autograd.Function):
+    """The images themselves, whose gradient outlives the graph that returns it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.clone()
+
+
 def _called(model: nn.Module, x: Tensor, *more: Any, **options: Any) -> Any:
     """A pass, as code of ours: torch 2.11 leaves its own modules, as Sequential, uncompiled."""
     return model._call_impl(x, *more, **options)
@@ -200,7 +217,5 @@ def filled(x: Tensor, size: int) -> Tensor:
 
 
 def _of_compiler(error: BaseException) -> bool:
-    if CAPTURING in str(error):
-        return True
     homes = ("torch._dynamo", "torch._inductor", "torch._functorch")
     return any(kind.__module__.startswith(homes) for kind in type(error).__mro__)

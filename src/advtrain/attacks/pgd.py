@@ -189,13 +189,14 @@ def _runs(
     forward = ascent(model, step_size, x)
     for point in points:
         x_adv, direction = project(point), rule()
+        whole = keep == "last" and direction == threat.steepest  # no program holds a memory
         for _ in range(steps):
-            if keep == "last":
+            if whole:
                 x_adv = forward(x_adv, gain, direction, project)
                 continue
             value, gradient = evaluate(gain, x_adv)
-            assert best, "to keep any point is a choice"
-            best.offer(x_adv, value, watched.logits)
+            if best and keep == "any":
+                best.offer(x_adv, value, watched.logits)
             x_adv = project(step(x_adv, direction(gradient), step_size))
         if best:
             with torch.no_grad():
