@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import forkserver
@@ -108,7 +109,8 @@ def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) 
                 time.sleep(0.005)
             process.join(fault.seconds)
             if process.exitcode is None:
-                os.kill(process.pid, fault.signum)
+                with suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(process.pid, fault.signum)
         process.join(600)  # a job that hangs
     finally:
         process.kill()
@@ -135,6 +137,7 @@ def _work(arguments: list[str], log: Path, fault: Fault) -> None:
     try:
         main()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command has answered
         log.with_suffix(".writes").write_text(str(seen["steps"]))
 
 
