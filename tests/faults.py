@@ -260,7 +260,8 @@ def cut_newest(folder: Path, chance: random.Random, *, zeros: bool) -> Path | No
     files = [path for path in files if path.suffix not in (".log", ".yaml", ".lock")]
     if not files:
         return None
-    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    # Within a tick of a coarse clock by name: last.pt is written right after best.pt.
+    newest = max(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
     content = newest.read_bytes()
     at = chance.randrange(len(content))
     newest.write_bytes(content[:at] + bytes(len(content) - at if zeros else 0))
