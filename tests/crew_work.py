@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import run
+from running import TRADES, run
 from torch import nn
 
 from advtrain import crew, footprint, program, training
@@ -40,7 +40,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "plain": (*SMALL, *JUDGED, "model=linear"),
     "normed": TRAINED,
     "awp": (*TRAINED, "epochs=1", "descent=awp", "average=ema"),
-    "trades": (*TRAINED, "epochs=1", "defense=trades", "descent=awp", "dataset.train_size=30"),
+    "trades": (*TRAINED, "epochs=1", *TRADES, "descent=awp", "dataset.train_size=30"),
     "smoothing": (*TRAINED, "model=linear", "defense=smoothing"),
     "free": (*TRAINED, "model=linear", "defense=free"),
     "oat": (*TRAINED, "epochs=1", "defense=oat", "model=oat_small_cnn"),

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing import forkserver
@@ -108,7 +109,8 @@ def attempt(arguments: Sequence[str], output: Path, fault: Fault | None = None) 
                 time.sleep(0.005)
             process.join(fault.seconds)
             if process.exitcode is None:
-                os.kill(process.pid, fault.signum)
+                with suppress(ProcessLookupError):  # it has ended just now
+                    os.kill(process.pid, fault.signum)
         process.join(600)  # a job that hangs
     finally:
         process.kill()
@@ -135,6 +137,7 @@ def _work(arguments: list[str], log: Path, fault: Fault) -> None:
     try:
         main()
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the command has answered
         log.with_suffix(".writes").write_text(str(seen["steps"]))
 
 
@@ -257,7 +260,8 @@ def cut_newest(folder: Path, chance: random.Random, *, zeros: bool) -> Path | No
     files = [path for path in files if path.suffix not in (".log", ".yaml", ".lock")]
     if not files:
         return None
-    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    # Within a tick of a coarse clock by name: last.pt is written right after best.pt.
+    newest = max(files, key=lambda path: (path.stat().st_mtime_ns, path.name))
     content = newest.read_bytes()
     at = chance.randrange(len(content))
     newest.write_bytes(content[:at] + bytes(len(content) - at if zeros else 0))

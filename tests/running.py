@@ -31,6 +31,8 @@ JUDGING = (
 )
 TRAINING = (*FITTING, "attack.steps=2", "eval=none")
 TINY = (*FITTING, "attack.steps=2", *JUDGING)
+TRADES = ("defense=trades", "defense.start.std=0.1")
+"""From so far off the image that the first gradients of the divergence are not all rounding."""
 
 
 def run(directory: Path, *overrides: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -187,7 +187,34 @@ def test_the_bare_loop_asks_about_as_many_images_in_full_batches() -> None:
 
 
 def test_bare_processes_take_turns_on_the_slots() -> None:
-    assert 0.6 <= bench_sweeps.of_processes(4, 2, 0.3) < bench_sweeps.of_processes(4, 1, 0.3)
+    assert bench_sweeps.of_processes(4, 2, 0.3) >= 0.6
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+def test_so_many_bare_processes_are_alive_at_once_as_there_are_slots(
+    slots: int, monkeypatch: Any
+) -> None:
+    alive: list[int] = []  # after each start
+
+    class Process:
+        """One that has ended at the third look."""
+
+        started: ClassVar[list["Process"]] = []
+
+        def __init__(self, command: list[str]) -> None:
+            self.looks = 0
+            self.started.append(self)
+            alive.append(sum(each.looks < 3 for each in self.started))
+
+        def poll(self) -> int | None:
+            self.looks += 1
+            return 0 if self.looks >= 3 else None
+
+    monkeypatch.setattr(bench_sweeps.subprocess, "Popen", Process)
+    monkeypatch.setattr(bench_sweeps.time, "sleep", lambda seconds: None)
+    bench_sweeps.of_processes(4, slots, 0.3)
+    assert len(alive) == 4 and max(alive) == min(slots, 4)
+    assert all(process.looks == 3 for process in Process.started)
 
 
 def test_the_section_of_the_gpu_is_replaced_and_the_rest_of_the_page_stays() -> None:
@@ -338,16 +365,23 @@ def test_every_command_of_the_plans_is_one_of_its_script_and_the_plan_fits_its_t
     assert sum(job.seconds for job in bench_gpu.PLAN) <= bench_gpu.BUDGET
 
 
-def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(capsys: Any) -> None:
-    options = "--model mnist_cnn --batch 128 --steps 2 --rounds 1 --defenses pgd_at --markdown"
-    bench_training.main([*options.split(), "--precision", "bf16"])
+def test_a_training_step_is_timed_beside_a_bare_loop_with_its_rate_and_memory(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    rates: dict[torch.dtype, float] = {torch.bfloat16: 1e9}
+    monkeypatch.setattr(benchmark, "matrix_rate", lambda device, dtype, clock: rates[dtype])
+    line = "--model mnist_cnn --batch 128 --steps 2 --rounds 1 --defenses pgd_at --markdown"
+    given = [*line.split(), "--precision", "bf16"]
+    bench_training.main(given)
     out = capsys.readouterr().out
     (row,) = rows_of(out)
-    assert "matrix rate in bf16" in out
+    assert "matrix rate in bf16: 0.00 TFLOP/s" in out
     assert row[:3] == ["pgd_at", "2 F+images, 1 F+weights", "7"]
     per_second, epoch, share, height = (float(cell) for cell in row[4:8])
     assert per_second * epoch == pytest.approx(50_000, rel=0.1)
-    assert 0 < share < 2 and height > 0
+    step = bench_training.prepared("pgd_at", bench_training.parse(given))
+    flop = 7 * bench_training.flop_of(step, bench_training.Pass(128, True, "images"))
+    assert share == pytest.approx(flop * per_second / 1e9, rel=0.02) and height > 0
 
 
 @pytest.fixture

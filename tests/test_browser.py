@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from tempfile import TemporaryDirectory
 
 import pytest
 from report_files import put, results, row
@@ -29,11 +30,14 @@ def opened(page, does="", width=1200):
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-dev-shm-usage",  # small in containers
         "--dump-dom",
         "--enable-logging=stderr",
     ]
-    command = [CHROMIUM, *options, "--v=0", f"--window-size={width},900", copy.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its processes end after it
+        options += ["--v=0", f"--window-size={width},900", f"--user-data-dir={profile}"]
+        command = [CHROMIUM, *options, copy.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     complaints = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
     return done.stdout, complaints
 

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,18 +38,25 @@ class Both(NamedTuple):
     said: tuple[str, str]
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    interrupted(two / "begun_alone", STEP, *GOING_ON)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    started = [
+def free_port() -> int:
+    """Nobody listens there, and the system gives it to nobody who asks for any port."""
+    for port in count(15_000 + os.getpid() % 10_000):
+        with socket.socket() as here, suppress(OSError):
+            here.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
+def two_processes(folder: Path) -> list[subprocess.Popen[str]]:
+    """Those of `crew_work`, at work."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared |= {"OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":  # elsewhere it has another name
+        shared["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the name of this machine leads to
+    return [
         subprocess.Popen(
-            [sys.executable, "-m", "crew_work", str(two)],
-            env={**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "crew_work", str(folder)],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
             cwd=Path(__file__).parent,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -55,14 +64,24 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         )
         for rank in "01"
     ]
-    for name, job in JOBS.items():
-        with unreported(name):
-            run(one / name, *job)
-    run(one / "whole", *GOING_ON)
-    with unreported("fitted"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(footprint, "free", lambda device: FREE / 2)
-        run(one / "fitted", *FITTED)
-    said = [process.communicate(timeout=300)[1] for process in started]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    interrupted(two / "begun_alone", STEP, *GOING_ON)
+    with ExitStack() as stack:
+        started = [stack.enter_context(process) for process in two_processes(two)]
+        for process in started:
+            stack.callback(process.kill)  # where it has not ended by itself
+        for name, job in JOBS.items():
+            with unreported(name):
+                run(one / name, *job)
+        run(one / "whole", *GOING_ON)
+        with unreported("fitted"), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(footprint, "free", lambda device: FREE / 2)
+            run(one / "fitted", *FITTED)
+        said = [process.communicate(timeout=300)[1] for process in started]
     assert (two / "found.json").exists(), said
     found = json.loads((two / "found.json").read_text())
     codes = started[0].returncode, started[1].returncode

@@ -51,14 +51,15 @@ def test_what_is_measured_is_what_a_run_does(tmp_path):
     checkpoints = (tmp_path / "checkpoints").glob("*.pt")
     assert found.disk == pytest.approx(sum(file.stat().st_size for file in checkpoints), rel=0.5)
     epochs = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert found.steps == 6 and found.per_step < 10 * sum(each["seconds"] for each in epochs)
+    assert found.steps == len(epochs) * 3 == 6
+    assert 0 < found.steps * found.per_step < found.training  # which also validates and saves
     assert found.evaluation > 0 and found.missing == []
 
 
 def test_what_takes_too_long_is_said_to_be_not_measured():
     slow = ("eval.attacks.pgd_linf.steps=100000000", *FITTING, "attack.steps=2")
     found = forecast(configuration(*slow), Plan("train_eval", steps=1, seconds=0.3), ())
-    assert found.missing == ["row pgd_linf: 8 images took over plan.seconds=0.3"]
+    assert "row pgd_linf: 8 images took over plan.seconds=0.3" in found.missing
 
 
 @pytest.fixture

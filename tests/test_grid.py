@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -54,21 +55,23 @@ def test_a_wrong_job_of_a_grid_is_refused_before_any_runs(tmp_path):
 
 def test_an_interrupted_grid_ends_with_its_code_and_a_table(tmp_path):
     top = tmp_path / "sweep"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "advtrain", "-m", *TRAINING, "epochs=4000", "seed=0,1"),
-            f"hydra.sweep.dir={top}",
-        ],
+    line = [sys.executable, "-m", "advtrain", "-m", *TRAINING, "epochs=4000", "seed=0,1"]
+    with subprocess.Popen(
+        [*line, f"hydra.sweep.dir={top}"],
         cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (top / "0" / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=60)
+    ) as process:
+        try:
+            deadline = time.monotonic() + 300
+            while not (top / "0" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=300)
+        finally:
+            process.kill()
     assert process.returncode == 143, told
     assert json.loads((top / "0" / "status.json").read_text())["state"] == "interrupted"
     assert not (top / "1" / "metrics.jsonl").exists()

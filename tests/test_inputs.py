@@ -20,7 +20,10 @@ import fuzz
 
 
 def some(count: int) -> Any:
-    """That many examples, the same each time."""
+    """That many examples, the same each time that the same modules are loaded.
+
+    Of these, but not of tests, hypothesis takes constants to try.
+    """
     return settings(
         max_examples=count,
         derandomize=True,

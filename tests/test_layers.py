@@ -12,8 +12,8 @@ ROWS = (
     "types functional threat hyperplane modes precision ranges seeding stopping files lock machine"
     " norms rows averaged memory draws inference strided rectified parts freezing operators affine"
     " divergences conditions channels portions footprint programs recomputing intact determinism"
-    " rooms fingerprints inert world crew exchange sharing foreign archive dense sizing telling"
-    " cgroups",
+    " rooms fingerprints inert ending world crew exchange sharing foreign archive dense sizing"
+    " telling cgroups",
     "attacks models data penalties averages schedules optimizers",
     "defenses descents certification",
     "training history watchdog rescue evaluation records results checkpoints newest mishaps"
@@ -31,7 +31,7 @@ FREE_OF_TORCH = (
     *("main", "config", "resolvers", "signatures", "ranges", "complaints", "grid", "status"),
     *("files", "checking", "composing", "expansion", "engines", "ledger", "sweeping", "pool"),
     *("slots", "worker", "messages", "estimates", "world", "together", "foreign", "archive"),
-    *("config_source", "places", "telling", "lock", "machine"),
+    *("config_source", "places", "telling", "ending", "lock", "machine"),
 )
 
 

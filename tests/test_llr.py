@@ -316,7 +316,8 @@ def test_a_pass_that_borrows_is_not_normalised_with_its_own_batch():
     with borrowing(statistics):
         borrowed = model(2 * x)
     mean, variance = x.mean(), x.var(correction=0)
-    assert torch.allclose(borrowed, ((2 * x - mean) / (variance + 1e-5).sqrt()).flatten(1))
+    wanted = ((2 * x - mean) / (variance + 1e-5).sqrt()).flatten(1)
+    assert torch.allclose(borrowed, wanted, atol=1e-6)  # around zero
     assert torch.allclose(model(2 * x), model(x), atol=1e-3)
 
 

@@ -38,7 +38,7 @@ def tasks(*whats):
 
 
 def test_whatever_a_job_does_the_others_end_and_it_is_told_why(tmp_path, capsys):
-    rules = Rules(timeout=1.0, grace=0.5, retries=0)
+    rules = Rules(timeout=2.0, grace=3.0, retries=0)
     whats = ("fine", "exit", "killed", "fail", "hang", "deaf", "fine")
     found = pool(tmp_path, 4, rules).run(tasks(*whats))
     assert [found[number].code for number in range(7)] == [0, 1, 1, 1, 1, 1, 0]
@@ -47,8 +47,8 @@ def test_whatever_a_job_does_the_others_end_and_it_is_told_why(tmp_path, capsys)
     for number, words in (
         (1, "its process ended with exit code 7"),
         (2, "ended by SIGKILL; perhaps memory ran out"),
-        (4, "longer than hydra.launcher.timeout=1 seconds. What it had by then is saved."),
-        (5, "longer than hydra.launcher.timeout=1 seconds. It did not answer SIGTERM."),
+        (4, "longer than hydra.launcher.timeout=2 seconds. What it had by then is saved."),
+        (5, "longer than hydra.launcher.timeout=2 seconds. It did not answer SIGTERM."),
     ):
         assert words in known[number]["error"] and known[number]["exit_code"] == 1
         assert words in capsys.readouterr().err or number > 1  # all of it was read at the first
@@ -62,7 +62,7 @@ def is_at_work(process):
 
 
 def test_what_a_process_has_started_ends_with_it(tmp_path):
-    rules = Rules(timeout=0.5, grace=0.5, retries=0)
+    rules = Rules(timeout=2.0, grace=0.5, retries=0)
     pool(tmp_path, 2, rules).run(tasks("deaf", "exit"))
     children = [int((tmp_path / number / "child").read_text()) for number in ("0", "1")]
     assert not any(map(is_at_work, children))

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from advtrain.ending import Beside
 from advtrain.world import World, announced, within
 
 LOOK = 0.5  # seconds between two looks for a failure
@@ -101,7 +102,7 @@ def joined(device: str, lost: Callable[[Failure], None]) -> Iterator[Crew]:
     dist.init_process_group(
         backend, store=main, rank=world.rank, world_size=world.size, timeout=PATIENCE
     )
-    watching = threading.Thread(target=crew.watch, args=(lost,), name="crew", daemon=True)
+    watching = Beside(lambda: crew.watch(lost), "crew")
     watching.start()
     try:
         with within(world):

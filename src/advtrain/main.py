@@ -23,6 +23,7 @@ from advtrain.checking import checked, packages, refuse_unread, require_known_co
 from advtrain.complaints import explain
 from advtrain.config import ConfigError
 from advtrain.config_source import read_within_bounds
+from advtrain.ending import end
 from advtrain.engines import require_engines
 from advtrain.expansion import single
 from advtrain.files import FULL
@@ -86,13 +87,13 @@ def main() -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else FAILED
     finally:
-        if Locate.sweep is not None and ledger.codes(Locate.sweep):
-            try:
+        try:
+            if Locate.sweep is not None and ledger.codes(Locate.sweep):
                 _report_grid(Locate.sweep, whole=code in (DONE, FAILED))
-            except KeyboardInterrupt:
-                code = 130
+        except KeyboardInterrupt:
+            code = 130
         flush()
-    sys.exit(code)
+    end(code)
 
 
 def refuse_flags(parsed: argparse.Namespace) -> None:

@@ -39,10 +39,14 @@ def mirror(sweep: Path, report: Report) -> None:
         )
     except ConfigError:
         return
-    for title, text in sheets.items():
-        tracker.sheet(title, text)
-    tracker.images(sorted((sweep / "plots").glob("*.png")))
-    tracker.finish(0)
+    code = 1
+    try:
+        for title, text in sheets.items():
+            tracker.sheet(title, text)
+        tracker.images(sorted((sweep / "plots").glob("*.png")))
+        code = 0
+    finally:
+        tracker.finish(code)
     if any(folder.glob("*run-*")):
         write_text(folder / MIRRORED, shown)
 

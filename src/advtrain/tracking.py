@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,6 +19,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlparse
 from uuid import uuid4
 
+from advtrain.ending import Beside
 from advtrain.files import write_text
 from advtrain.foreign import content
 from advtrain.sheets import COLUMNS, ROW_COLUMNS, accuracy_rows, at, flat_rows, of_csv
@@ -308,7 +308,7 @@ class Later(Generic[Value]):
         self.action = action
         self.values: list[Value] = []
         self.failure: BaseException | None = None
-        self.thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self.thread = Beside(self._work, "wandb")
         self.thread.start()
 
     def get(self, seconds: float) -> Value:

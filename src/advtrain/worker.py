@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from advtrain.composing import Composer
+from advtrain.ending import end
 from advtrain.foreign import brief
 from advtrain.messages import Begun, Ended, Grid
 from advtrain.places import place
@@ -136,3 +137,5 @@ class Watch:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    flush()
+    end(0)
