@@ -17,12 +17,16 @@ from advtrain import norms, sharing
 from advtrain.attacks import restarts as module
 from advtrain.attacks import starts
 from advtrain.attacks.adam import adam_pgd
+from advtrain.attacks.apgd import apgd
 from advtrain.attacks.best import Best
+from advtrain.attacks.fab import fab
 from advtrain.attacks.gama import gama_fw, gama_pgd
 from advtrain.attacks.mim import mim
 from advtrain.attacks.objectives import cross_entropy, expected, guided, kl_to_clean, margin
 from advtrain.attacks.pgd import pgd
+from advtrain.attacks.square import square
 from advtrain.attacks.survivors import Rated, until_fooled_or_best
+from advtrain.conditions import Condition
 from advtrain.modes import crafting
 from advtrain.precision import low_precision
 from advtrain.sharing import Shared
@@ -121,9 +125,19 @@ def test_images_fare_alone_as_together(name: str, digits: Digits) -> None:
     assert torch.allclose(alone, together, atol=1e-9)
 
 
+def told(model: nn.Module, x: Tensor, condition: Condition) -> Tensor:
+    """As a conditional network, with a lambda for each row."""
+    assert len(x) == len(condition.lambdas)
+    return model(x)
+
+
+def with_lambdas(model: nn.Module, images: int) -> Callable[[Tensor], Tensor]:
+    return partial(told, model, condition=Condition(torch.linspace(0.1, 1, images), 0))
+
+
 def test_images_that_fall_at_once_leave_the_draws_behind_them_as_they_are() -> None:
     (x, y), draws = half_right(8, wrong=8), []
-    for model in (network().eval(), partial(network().eval())):  # packed, and not
+    for model in (network().eval(), with_lambdas(network().eval(), 8)):  # packed, and not
         source = generator()
         gama_pgd(model, x, y, threat=Linf(1e-6), steps=1, restarts=3, generator=source)
         draws.append(source.get_state())
@@ -158,13 +172,24 @@ def test_runs_of_what_may_couple_images_are_for_all(objective: Any) -> None:
 @pytest.mark.parametrize("case", ["in training mode", "with a lambda each", "of two processes"])
 def test_runs_for_images_that_are_tied_to_their_batch_are_for_all(case: str) -> None:
     (x, y), model = half_right(), Seen(network()).train(case == "in training mode")
-    asked = partial(model) if case == "with a lambda each" else model
+    asked = with_lambdas(model, 8) if case == "with a lambda each" else model
     keys = {"threat": Linf(1e-6), "steps": 3, "restarts": 3, "weight": 0.0}
     with sharing_of_two(8) if case == "of two processes" else nullcontext():
         gama_pgd(asked, x, y, **keys)
         with crafting(model, "train" if model.training else "eval"):
             gama_pgd(asked, x, y, **keys)
     assert model.sizes == [8] * 24
+
+
+@pytest.mark.parametrize("attack", [apgd, partial(fab, targets=1), partial(square, queries=5)])
+def test_attacks_that_pack_rows_anew_refuse_a_network_with_a_lambda_each(attack: Any) -> None:
+    (x, y), model = half_right(), network().eval()
+    keys: dict[str, Any] = {"threat": Linf(0.1)} | (
+        {} if "queries" in getattr(attack, "keywords", {}) else {"steps": 2}
+    )
+    assert attack(partial(model), x, y, **keys).shape == x.shape
+    with pytest.raises(ValueError, match=r"told a lambda for each row of the batch\. Use pgd"):
+        attack(with_lambdas(model, 8), x, y, **keys)
 
 
 def test_a_mean_over_draws_of_a_known_objective_is_known() -> None:

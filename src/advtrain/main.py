@@ -45,6 +45,7 @@ def main() -> None:
     # Threads that wait for work spin; by default so long that on busy cores small networks train
     # ten times slower. This many turns cost nothing on free ones.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    code = FAILED  # where an error goes through
     try:
         sys.argv[1:] = of_table(sys.argv[1:])
         parsed = parse(sys.argv[1:])

@@ -32,6 +32,7 @@ from advtrain.attacks.survivors import (
     advance,
     fools,
     precise,
+    require_rows_to_move,
     separable,
     until_fooled,
 )
@@ -82,6 +83,7 @@ def apgd(
         require(name, count, Range(1))
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}; allowed are {', '.join(LOSSES)}.")
+    require_rows_to_move(model, "apgd")
     phases = _phases(threat, steps, warm_up)
     clean = precise(model, x)
     classes = clean.shape[1]

@@ -30,6 +30,7 @@ from advtrain.attacks.survivors import (
     advance,
     fools,
     precise,
+    require_rows_to_move,
     separable,
     until_fooled,
 )
@@ -147,6 +148,7 @@ def _runs(
 
     A run takes an example for fooled at the distance `near` or less; if finite, it then ends there.
     """
+    require_rows_to_move(model, "fab")
     require("steps", steps, Range(1))
     require("restarts", restarts, Range(1))
     if targets is not None:

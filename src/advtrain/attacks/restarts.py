@@ -7,13 +7,12 @@ changes no draw, and what is returned is the same.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advtrain.attacks.best import Best
-from advtrain.attacks.survivors import Noise, Rated, separable, until_fooled_or_best
+from advtrain.attacks.survivors import Noise, Rated, placed, separable, until_fooled_or_best
 from advtrain.ranges import Range, require
 from advtrain.sharing import shared
 from advtrain.types import Classifier
@@ -84,7 +83,4 @@ def _apart(model: Classifier, x: Tensor) -> bool:
     A lambda for each image is bound to a conditional network, and processes that share a minibatch
     draw for it in step.
     """
-    inner: object = model
-    while not isinstance(inner, nn.Module | partial) and hasattr(inner, "model"):
-        inner = inner.model
-    return separable(model) and not isinstance(inner, partial) and shared(len(x)) is None
+    return separable(model) and not placed(model) and shared(len(x)) is None

@@ -33,7 +33,13 @@ from torch import Generator, Tensor
 
 from advtrain.attacks.guard import exact, guarded, searching
 from advtrain.attacks.pgd import step
-from advtrain.attacks.survivors import Found, advance, precise, separable
+from advtrain.attacks.survivors import (
+    Found,
+    advance,
+    precise,
+    require_rows_to_move,
+    separable,
+)
 from advtrain.draws import signs
 from advtrain.ranges import Count, Range, Unit, require
 from advtrain.types import Classifier, Threat
@@ -96,6 +102,7 @@ def square(
     require("restarts", restarts, Range(1))
     require("schedule", schedule if schedule is not None else queries, Range(1))
     require("p_init", p_init, Range(0, 1))
+    require_rows_to_move(model, "square")
     _check(x, threat)
     x_adv = x.clone()
     if not len(x):

@@ -6,13 +6,15 @@ may, and nobody is left out inside a run.
 """
 
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advtrain.attacks.guard import exact, modules_of
+from advtrain.conditions import Condition
 from advtrain.precision import is_low
 from advtrain.rows import per_image
 from advtrain.types import Classifier
@@ -174,6 +176,24 @@ def fools(logits: Tensor, y: Tensor) -> Tensor:
 def take(state: S, rows: Tensor) -> S:
     """The state of some of its rows."""
     return type(state)._make(part[rows] for part in state)  # type: ignore[attr-defined]
+
+
+def placed(model: Classifier) -> bool:
+    """Whether `model` is told a lambda for each row of a batch, so that rows keep their places."""
+    inner: object = model
+    while not isinstance(inner, nn.Module | partial) and hasattr(inner, "model"):
+        inner = inner.model
+    given = (*inner.args, *inner.keywords.values()) if isinstance(inner, partial) else ()
+    return any(isinstance(each, Condition) for each in given)
+
+
+def require_rows_to_move(model: Classifier, attack: str) -> None:
+    """ValueError: `attack` leaves rows out and packs them anew, which the model does not allow."""
+    if placed(model):
+        raise ValueError(
+            f"{attack} leaves out examples that fell, and the network is told a lambda for each "
+            "row of the batch. Use pgd, mim or fgsm, or a view at one lambda."
+        )
 
 
 def separable(model: Classifier) -> bool:
