@@ -78,17 +78,21 @@ ATTACKS = {
 }
 
 
+def attacked(name: str, **how: Any) -> list[Tensor]:
+    """The points of an attack on a network as it is written, and as it is compiled."""
+    model, found = plain(), []
+    for each in (model, compiled(copy.deepcopy(model), **how)):
+        with crafting(each, "eval"):
+            torch.manual_seed(2)
+            found.append(ATTACKS[name](each, *batch(12)))
+    return found
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_on_a_compiled_network_gives_the_same_images(name: str) -> None:
-    model = plain()
-    fast = compiled(copy.deepcopy(model), backend="eager")
-    found = []
-    for network in (model, fast):
-        with crafting(network, "eval"):
-            torch.manual_seed(2)
-            found.append(ATTACKS[name](network, *batch(12)))
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
-    assert (found[0] - batch(12)[0]).abs().amax() > 0.05
+    slow, fast = attacked(name, backend="eager")
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
+    assert (slow - batch(12)[0]).abs().amax() > 0.05
 
 
 def moves(index: int) -> dict[str, Any]:
@@ -370,14 +374,8 @@ class Overwriting:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_keeps_nothing_that_a_graph_overwrites(name: str) -> None:
-    model = plain()
-    fast = compiled(copy.deepcopy(model), backend=Overwriting(), graphs=True)
-    found = []
-    for network in (model, fast):
-        with crafting(network, "eval"):
-            torch.manual_seed(2)
-            found.append(ATTACKS[name](network, *batch(12)))
-    torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
+    slow, fast = attacked(name, backend=Overwriting(), graphs=True)
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["trades", "llr", "oat"])

@@ -8,7 +8,7 @@ attacks called by an attack, the guard stands aside: somebody above has done all
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import isfinite
@@ -141,21 +141,23 @@ def _check_values(x: Tensor, y: Tensor, threat: Any) -> int:
     return int(largest)
 
 
-@contextmanager
-def exact(model: Classifier) -> Iterator[None]:
+def exact(model: Classifier) -> AbstractContextManager[None]:
     """Inside, the modules that a call of `model` is known to run compute in float32."""
-    with ExitStack() as stack:
-        for module in modules_of(model):
-            stack.enter_context(full_precision(module))
-        yield
+    return _all_within(model, full_precision)
+
+
+def searching(model: Classifier) -> AbstractContextManager[None]:
+    """Inside, those of them in low precision compute in float32, on a GPU in TF32: no verdicts."""
+    return _all_within(model, tensor_float)
 
 
 @contextmanager
-def searching(model: Classifier) -> Iterator[None]:
-    """Inside, those of them in low precision compute in float32, on a GPU in TF32: no verdicts."""
+def _all_within(
+    model: Classifier, block: Callable[[nn.Module], AbstractContextManager[nn.Module]]
+) -> Iterator[None]:
     with ExitStack() as stack:
         for module in modules_of(model):
-            stack.enter_context(tensor_float(module))
+            stack.enter_context(block(module))
         yield
 
 
