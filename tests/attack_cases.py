@@ -18,6 +18,7 @@ from advtrain.attacks.objectives import cross_entropy, dlr, expected, kl_to_clea
 from advtrain.attacks.pgd import fgsm, pgd, rfgsm
 from advtrain.evaluation import Counting
 from advtrain.modes import crafting
+from advtrain.precision import low_precision
 from advtrain.threat import L1, L2, Linf
 
 ATTACKS: dict[str, Callable[..., Tensor]] = {
@@ -82,3 +83,19 @@ def passes(attack: Callable[..., Tensor], **keys: object) -> tuple[float, float]
     with crafting(inner, "eval"):
         attack(model, x, y, **keys)
     return model.forward_passes / len(x), model.backward_passes / len(x)
+
+
+def between() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
+    """A network in bfloat16, 400 points beside its boundary, its answers in float32 and as it is.
+
+    Rounding alone moves some over.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 2)).eval()
+    x = torch.rand(400, 4)
+    with torch.no_grad():
+        model[2].bias[0] += model(x).diff(dim=1).median()
+    exact = model(x).argmax(1)
+    rounded = low_precision(model)(x).argmax(1)
+    assert (exact != rounded).any(), "tests need points that rounding moves over"
+    return model, x, exact, rounded

@@ -80,8 +80,15 @@ def command(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None, **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """`python -m advtrain` in a process of its own, one thread."""
+    return python("-m", "advtrain", *arguments, cwd=cwd, env=env, **more)
+
+
+def python(
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments in a process of its own, one thread."""
     return subprocess.run(
-        [sys.executable, "-m", "advtrain", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
         capture_output=True,

@@ -1,11 +1,7 @@
 """The exit code of a command holds, whatever thread is still at work when it ends."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from running import TRAINING
+from running import TRAINING, python
 
 ENDING = """
 import atexit, threading
@@ -30,10 +26,9 @@ DAEMON = "__import__('functools').partial(threading.Thread, daemon=True)"
     ],
     ids=["at work", "done", "of others"],
 )
-def test_python_does_not_come_to_its_end_beside_a_thread_that_may_abort_it(kind, then, said):
+def test_python_does_not_end_beside_a_thread_that_may_abort_it(kind, then, said, tmp_path):
     script = ENDING.format(kind=kind, then=then)
-    line = [sys.executable, "-c", script]
-    found = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    found = python("-c", script, cwd=tmp_path)
     assert (found.returncode, found.stdout.splitlines()) == (3, said), found.stderr
 
 
@@ -54,13 +49,6 @@ main()
 def test_a_run_that_goes_on_without_wandb_ends_with_its_code_while_wandb_still_begins(tmp_path):
     options = [each for each in TRAINING if not each.startswith("logger=")]
     given = [*options, "logger.mode=offline", f"hydra.run.dir={tmp_path / 'run'}"]
-    found = subprocess.run(
-        [sys.executable, "-c", SILENT, *given],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    found = python("-c", SILENT, *given, cwd=tmp_path)
     assert "W&B is not available (TimeoutError" in found.stderr
     assert found.returncode == 0, found.stderr

@@ -1,14 +1,12 @@
 """What advtrain brings along: imports that only define, and no network unless it is asked for."""
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from running import python
 
 import advtrain
 import hydra_plugins
@@ -77,20 +75,9 @@ def modules() -> list[str]:
     return [".".join(path.parts) for path in [*found, *plugins]]
 
 
-def python(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def test_importing_a_module_does_nothing_but_define(tmp_path: Path) -> None:
     names = modules()
-    found = python(IMPORTS, *names, cwd=tmp_path)
+    found = python("-c", IMPORTS, *names, cwd=tmp_path)
     assert found.returncode == 0 and f"imported {len(names)}" in found.stdout, found.stderr
     assert not list(tmp_path.iterdir())
 
@@ -100,21 +87,21 @@ def test_importing_a_module_does_nothing_but_define(tmp_path: Path) -> None:
 )
 def test_a_module_that_acts_when_it_is_imported_would_be_found(tmp_path: Path, code: str) -> None:
     (tmp_path / "advtrain_acting.py").write_text(f"{code}\n")
-    found = python(IMPORTS, "advtrain_acting", cwd=tmp_path)
+    found = python("-c", IMPORTS, "advtrain_acting", cwd=tmp_path)
     assert found.returncode != 0 and "at import" in found.stderr
     assert not (tmp_path / "made").exists()
 
 
 def test_a_run_calls_nobody(tmp_path: Path) -> None:
     line = ("scale=smoke", "model=linear", "eval=quick", "logger=none", "hydra.run.dir=out")
-    found = python(OFFLINE, *line, cwd=tmp_path)
+    found = python("-c", OFFLINE, *line, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_a_download_would_be_noticed(tmp_path: Path) -> None:
     line = ("dataset=mnist", f"dataset.root={tmp_path}", "dataset.download=true", "logger=none")
-    found = python(OFFLINE, *line, cwd=tmp_path)
+    found = python("-c", OFFLINE, *line, cwd=tmp_path)
     assert found.returncode == 9 and "looked up" in found.stderr, found.stderr
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from attack_cases import batch, generator, network
+from attack_cases import batch, between, generator, network
 from torch import Tensor, nn
 
 from advtrain.attacks import survivors
@@ -14,7 +14,6 @@ from advtrain.attacks.pgd import fgsm, pgd
 from advtrain.attacks.survivors import Found, advance, separable, until_fooled
 from advtrain.attacks.transfer import transfer
 from advtrain.attacks.worst_of import WorstOf, worst_of
-from advtrain.precision import low_precision
 from advtrain.threat import L1, L2, Linf
 
 EPS = Linf(0.5)
@@ -238,17 +237,8 @@ def test_leaving_out_those_that_fell_changes_nothing(rows):
 
 
 def test_what_falls_in_low_precision_alone_goes_on():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 2))
-    x = torch.rand(400, 4)
-    with torch.no_grad():
-        between = model(x).diff(dim=1).median()
-        model[2].bias[0] += between  # so that many points lie beside the boundary
-    exact = model(x).argmax(1)
-    low_precision(model)
-    rounded = model(x).argmax(1)
+    model, x, exact, rounded = between()
     differing = rounded != exact
-    assert differing.any(), "the test needs points that only rounding moves over"
     state = Walk(x, exact, differing, x, x)
     assert not survivors.confirmed(model, state).fooled.any()
     truly = Walk(x, 1 - exact, torch.ones_like(differing), x, x)
@@ -263,14 +253,7 @@ def test_a_module_in_training_mode_is_seen_through_wrappers():
 
 
 def test_verdicts_are_those_of_full_precision():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 2)).eval()
-    x = torch.rand(400, 4)
-    with torch.no_grad():
-        model[2].bias[0] += model(x).diff(dim=1).median()
-    exact = model(x).argmax(1)
-    low_precision(model)
-    assert (model(x).argmax(1) != exact).any(), "the test needs points that rounding moves over"
+    model, x, exact, _ = between()
     asked = []
 
     def nothing(model, x, y, *, generator=None):
